@@ -1,0 +1,133 @@
+"""`run data`: list, fetch and verify datasets. Imports neither torch nor NumPy."""
+
+import sys
+from pathlib import Path
+
+from outlie.data.adbench_files import DataFile, datasets, select
+from outlie.data.locate import cache_dir, data_dir, fetch, find, verify
+from outlie.errors import UserError, unknown
+
+HELP = """usage: run data COMMAND
+
+  list              every dataset: size, share of anomalies, terms, where it is
+  fetch NAME...     bring datasets here (all = every one); verified, resumed if cut off
+  verify [NAME...]  compare files with their checksums (without names: all that are here)
+  path              where data are looked for, in order
+
+examples:
+  run data list
+  run data fetch thyroid mvtec_ad
+  run data fetch mvtec_ad/bottle
+  run data verify
+
+ADBench files come from github.com/Minqi824/ADBench; its repository is BSD-2-Clause, the data keep their own terms.
+OUTLIE_DATA names a folder to look in first, OUTLIE_ADBENCH_URL a mirror."""
+
+# Inside scikit-learn: dataset, rows, features, anomalies under the default `anomaly` class.
+EMBEDDED = (("breast_cancer", 569, 30, 212), ("digits", 1797, 64, 174), ("wine", 178, 13, 48))
+
+
+def main(argv: list[str]) -> int:
+    """Run one subcommand; 0 = done, 1 = a file is wrong or missing. Raises UserError for a mistake in the words."""
+    if not argv or argv[0] in ("-h", "--help") or argv[-1] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    command, *names = argv
+    commands = {"list": _list, "fetch": _fetch, "verify": _verify, "path": _path}
+    if command not in commands:
+        raise UserError(unknown("data command", command, commands) + "; see: run data --help")
+    if names and command in ("list", "path"):
+        raise UserError(f"run data {command} takes no names: leave {' '.join(names)} out")
+    return commands[command](names)
+
+
+def _list(_: list[str]) -> int:
+    rows = [("dataset", "files", "rows", "features", "anomalies", "terms", "where")]
+    for name, n, features, anomalies in EMBEDDED:
+        rows.append((name, "0", str(n), str(features), _percent(anomalies, n), "BSD-3-Clause", "inside scikit-learn"))
+    for name, files in datasets().items():
+        rows.append((f"adbench/{name}", str(len(files)), *_size(files), files[0].terms, _where(files)))
+    widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.rjust(w) if 1 <= j <= 4 else cell.ljust(w) for j, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+    return 0
+
+
+def _size(files: tuple[DataFile, ...]) -> tuple[str, str, str]:
+    """Rows (a range over a group's files), features, anomalies in percent; of the files whose size is known."""
+    known = [(file.rows, file.anomalies) for file in files if file.rows is not None and file.anomalies is not None]
+    low, high = min(n for n, _ in known), max(n for n, _ in known)
+    return (
+        str(low) if low == high else f"{low}-{high}",
+        str(files[0].features),
+        _percent(sum(a for _, a in known), sum(n for n, _ in known)),
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    share = 100 * part / whole
+    return f"{share:.1f} %" if share >= 0.95 else f"{share:.2f} %"
+
+
+def _where(files: tuple[DataFile, ...]) -> str:
+    found = [path for file in files if (path := find(file)) is not None]
+    if not found:
+        return "not here"
+    share = "" if len(found) == len(files) else f" ({len(found)} of {len(files)} files)"
+    return f"{found[0].parent}{share}"
+
+
+def _fetch(names: list[str]) -> int:
+    if not names:
+        raise UserError("which datasets? run data fetch NAME..., or run data fetch all; names: run data list")
+    chosen = select(names)
+    for number, file in enumerate(chosen, 1):
+        path = find(file)
+        if path is None or not _is_right(file, path):
+            path = fetch(file)
+        print(f"[{number}/{len(chosen)}] {file.title}: {path} ({file.terms})")
+    return 0
+
+
+def _is_right(file: DataFile, path: Path) -> bool:
+    root = data_dir()
+    try:
+        verify(file, path)
+    except UserError:
+        if root is not None and path.is_relative_to(root):
+            raise  # a file of the user's own folder is never replaced
+        return False
+    return True
+
+
+def _verify(names: list[str]) -> int:
+    chosen = select(names or ["all"])
+    right = unknown_sum = 0
+    problems = []
+    for file in chosen:
+        path = find(file)
+        if path is None:
+            if names:
+                problems.append(f"{file.title} is not here: run data fetch {file.title}")
+            continue
+        try:
+            if verify(file, path):
+                right += 1
+            else:
+                unknown_sum += 1
+        except UserError as error:
+            problems.append(str(error))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{right} files are right, {unknown_sum} have no known checksum, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+def _path(_: list[str]) -> int:
+    root = data_dir()
+    print(f"1. OUTLIE_DATA: {root if root else 'not set'}")
+    print(f"2. cache: {cache_dir()}")
+    return 0

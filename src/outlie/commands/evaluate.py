@@ -1,0 +1,164 @@
+"""`run eval run=RUN`: score a finished run again, on its own or other test sets, with other scoring options or metrics."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from outlie import distributed, log, stages
+from outlie.build import build
+from outlie.commands.train import plain
+from outlie.data.split import Rows, Split
+from outlie.detectors.base import Detector, Views
+from outlie.errors import UserError
+from outlie.explain import explain
+from outlie.metrics import cost
+from outlie.results import checkpoint, evaluated, store
+
+EXPLAINED_ROWS = 1000  # the highest scores
+
+
+def main(cfg: DictConfig) -> int:
+    """Find or compute the evaluation and show it; exit code."""
+    from outlie.results.summary import render
+
+    now, allow = plain(cfg), list(cfg.allow)
+    run = Path(now.pop("run"))
+    trained = store.read_result(run)
+    if trained is None or trained["status"] != "done":
+        raise UserError(f"{run} is not a finished run; run train --config {run / 'config.yaml'} finishes it")
+    then = plain(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
+    detector = build(now["detector"], allow)
+    same_training(then, now, detector.scoring)
+    folder = store.eval_folder(now, run)
+    if cfg.dry_run:
+        print(OmegaConf.to_yaml(cfg, resolve=True), end="")
+        print(f"# plan: {folder}\n#   load {run / 'model.ckpt'}\n#   score, evaluate, store")
+        return 0
+    metrics = build(now["metrics"], allow)
+    result = store.read_result(folder)
+    explained = (folder / "explanations.parquet").exists() or not now["explain"]
+    if result is None or result["status"] != "done" or cfg.force or result["evaluated_with"] != evaluated.key(metrics) or not explained:
+        with store.lock(folder), log.to(folder / "log.txt"):
+            result = compute(now, then, detector, metrics, allow, run, folder, trained)
+            store.write_json(folder / "result.json", result)
+    else:
+        print(f"done already, on {result['finished']} (force=true starts again)", file=sys.stderr)
+    render(result, folder)
+    if now["explain"]:
+        show_explanations(folder / "explanations.parquet")
+    return 0
+
+
+def same_training(then: dict[str, Any], now: dict[str, Any], scoring: tuple[str, ...]) -> None:
+    """UserError where the overrides ask for something that only another training could give."""
+    changed = [
+        f"{section}.{key}"
+        for section in ("detector", "backbone")
+        for key in sorted({*then[section], *now[section]})
+        if then[section].get(key) != now[section].get(key) and not (section == "detector" and key in scoring)
+    ]
+    if changed:
+        allowed = ", ".join(f"detector.{name}" for name in scoring) or "none"
+        raise UserError(
+            f"{', '.join(changed)} would need another training: use run train. Options that only change the score: {allowed}"
+        )
+
+
+def compute(
+    now: dict[str, Any], then: dict[str, Any], detector: Detector, metrics: Any, allow: list[str], run: Path, folder: Path,
+    trained: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Score the run's calibration rows and the test sets; writes config, scores and explanations, returns the result."""
+    started, seed, options = store.now(), then["seed"], build(now["trainer"], allow)
+    device = distributed.device(options)
+    backbone = build(now["backbone"], allow)
+    columns = checkpoint.load_model(run / "model.ckpt", backbone, detector)
+    own = build(then["dataset"], allow).load(seed)
+    other = now["dataset"] != then["dataset"]
+    split = build(now["dataset"], allow).load(now["seed"]) if other else own
+    if split.train.x.shape[1:] != own.train.x.shape[1:] or split.columns != columns:
+        raise UserError(
+            f"the run was trained on {len(columns)} columns ({', '.join(columns[:5])}, ...), these data have "
+            f"{len(split.columns)} ({', '.join(split.columns[:5])}, ...)"
+        )
+    tests = {"test": every_row(split)} if other else split.tests
+    parts = ({"calibration": own.calibration} if own.calibration is not None else {}) | tests
+    scores, views = {}, {}
+    with cost.seconds() as scoring:
+        for name, rows in parts.items():
+            views[name] = stages.extract(backbone, rows, options, folder)
+            label = None if rows.label is None else rows.label.numpy()
+            scores[name] = (rows.index.numpy(), label, stages.score(detector, views[name], device).numpy())
+    log.log.info("score     %s rows, %.2f s", sum(map(len, parts.values())), scoring.wall)
+    with store.whole(folder / "config.yaml") as temporary:
+        OmegaConf.save(OmegaConf.create(now | {"run": str(run)}), temporary)
+    store.write_scores(folder / "scores.parquet", scores)
+    if now["explain"]:
+        for name in tests:
+            write_explanations(folder / "explanations.parquet", detector.to("cpu"), views[name], scores[name], columns)
+    kept = ("schema", "status", "detector", "backbone", "seed")
+    return {
+        **{name: trained[name] for name in kept},
+        "run": str(run),
+        "protocol": split.protocol if not other else f"{split.protocol}, every row",
+        "dataset": now["choices"]["dataset"],
+        "data_sha256": split.data_sha256,
+        "lints": split.findings,
+        **evaluated.evaluate_scores(scores, metrics, seed, split.findings),
+        "latency": None,
+        "cost": {"score_s": scoring.wall, "score_cpu_s": scoring.cpu},
+        "environment": store.environment(str(device)),
+        "code_version": store.code_version(),
+        "started": started,
+        "finished": store.now(),
+        "error": None,
+    }
+
+
+def every_row(split: Split) -> Rows:
+    """All rows of a dataset, each once, as one test set; the rows that its protocol would train on are normal."""
+    parts = [split.train, *([split.calibration] if split.calibration is not None else []), *split.tests.values()]
+    index = torch.cat([rows.index for rows in parts])
+    _, first = torch.unique(index, return_inverse=True)
+    keep = torch.full((int(first.max()) + 1,), len(index)).scatter_reduce(0, first, torch.arange(len(index)), "amin")
+    known = all(rows.label is not None for rows in split.tests.values())
+    labels = [torch.zeros(len(rows), dtype=torch.int64) if rows.label is None else rows.label for rows in parts]
+    return Rows(torch.cat([rows.x for rows in parts])[keep], index[keep], torch.cat(labels)[keep] if known else None)
+
+
+def write_explanations(
+    path: Path, detector: Detector, views: Views, scored: tuple[Any, Any, Any], columns: tuple[str, ...]
+) -> None:
+    """explanations.parquet: index, label, score and one column a feature, for the rows with the highest scores."""
+    import polars as pl
+
+    index, label, score = scored
+    top = torch.from_numpy(score).argsort(descending=True, stable=True)[:EXPLAINED_ROWS]
+    method, explanation_BD = explain(detector, views[top])
+    log.log.info("explain   %d rows by %s", len(top), method)
+    frame = pl.DataFrame({"index": index[top], "score": score[top], "label": None if label is None else label[top]})
+    features = pl.DataFrame(explanation_BD.double().numpy(), schema=list(columns))
+    clash = set(frame.columns) & set(columns)
+    with store.whole(path) as temporary:
+        frame.rename({name: f"_{name}" for name in clash}).hstack(features).write_parquet(temporary)
+
+
+def show_explanations(path: Path, rows: int = 5, features: int = 3) -> None:
+    """The highest scores and the features that made them, as a table."""
+    import polars as pl
+    from rich.console import Console
+    from rich.table import Table
+
+    frame = pl.read_parquet(path).head(rows)
+    columns = frame.columns[3:]
+    table = Table("row", "score", "label", "features that made the score", title="Why: the highest scores", title_justify="left")
+    for index, score, label, *values in frame.iter_rows():
+        order = sorted(range(len(values)), key=lambda j: -abs(values[j]))[:features]
+        why = ", ".join(f"{columns[j]} {values[j]:+.3g}" for j in order)
+        table.add_row(str(index), f"{score:.4g}", {0: "normal", 1: "anomaly", None: "-"}[label], why)
+    Console(highlight=False).print(table, f"all {len(columns)} features of the top rows: {path}")

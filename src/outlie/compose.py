@@ -1,0 +1,143 @@
+"""From a command line to a complete config, or to one UserError that lists everything wrong with it.
+
+Two routes give a config, and the same steps finish both. The first reads the yamls by itself and only looks for
+mistakes: the whole command takes 0.09 CPU seconds, against 0.3 with Hydra. Where it meets syntax that it does not know
+it steps aside. The second is Hydra's, and its config is what a run gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from outlie import catalog, checks, overrides, plain_route, runs
+from outlie.errors import UserError, unknown
+from outlie.overrides import Line, Override, TooRichError
+from outlie.plain_route import PRIMARY, Draft
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+OWN = ("output_dir", "force", "dry_run", "debug", "allow", "choices")  # of this command line, not of a stored config
+
+
+def compose(
+    command: str, words: list[str], config_dirs: tuple[str, ...] = (), config_file: Path | None = None
+) -> DictConfig:
+    """The complete, resolved and checked config of `run COMMAND WORDS`; UserError lists every mistake.
+
+    Args:
+        command: train or eval
+        words: Hydra's overrides
+        config_dirs: a user's own configs, searched first
+        config_file: a stored run's config.yaml; its values are the base
+    """
+    where = catalog.roots(config_dirs)
+    try:
+        line = overrides.sort(words, where, overrides.read)
+        report(finish(command, line, where, config_file, plain_route.draft, dict)[1])
+    except TooRichError:
+        pass
+    from outlie import hydra_route
+
+    line = overrides.sort(words, where, overrides.read_rich)
+    config, problems = finish(command, line, where, config_file, hydra_route.draft, hydra_route.resolve)
+    report(problems)
+    return hydra_route.frozen(config)
+
+
+def report(problems: list[str]) -> None:
+    """Raise one UserError for all problems, if there are any."""
+    problems = list(dict.fromkeys(problems))
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError(f"{len(problems)} problems:\n" + "\n".join(f"  - {text}" for text in problems))
+
+
+def finish(
+    command: str,
+    line: Line,
+    where: tuple[str, ...],
+    config_file: Path | None,
+    draft: Callable[[Line, tuple[str, ...]], Draft],
+    resolve: Callable[[dict[str, Any]], dict[str, Any]],
+) -> tuple[dict[str, Any], list[str]]:
+    """Set the values of the line in a drafted config, fill in defaults, check; (config, problems)."""
+    problems, spoilt = list(line.problems), set(line.spoilt)
+    own = catalog.load(catalog.primary(command, where))
+    own.pop("defaults", None)
+    if command == "eval":
+        own["run"] = str(_run(line, own, config_file))
+    if command == "eval" or config_file is not None:
+        base = config_file or Path(own["run"], "config.yaml")
+        if line.groups.get("experiment"):
+            problems.append("experiment= cannot be put on top of a stored config; set its groups and values")
+        config, choices = _on_stored(base, line, where, draft)
+        config = own | config | ({"run": own["run"]} if "run" in own else {})
+    else:
+        config, choices = draft(line, where)
+    names = catalog.groups(where)
+    root = [key.name for key in catalog.keys(catalog.primary(PRIMARY, where))]
+    known = list(dict.fromkeys([*own, *root, *names]))
+    config = {key: config[key] for key in (*own, *(key for key in config if key not in own)) if key in config}
+    for override in sorted(line.values, key=lambda one: "_target_" not in one.key):  # a class before its options
+        problems += _place(config, override, known, spoilt)
+    config = resolve(config)
+    config = {key: checks.expand(value) for key, value in config.items()}
+    allow = config.get("allow")
+    allow = [name for name in allow if isinstance(name, str)] if isinstance(allow, list) else []
+    problems += checks.root_problems(config, known)
+    for section in names:
+        if section not in spoilt and section in config:
+            problems += checks.section_problems(config[section], section, allow)
+    if not spoilt & {"detector", "backbone"} and (problem := checks.needs_problem(config, choices, where)):
+        problems.append(problem)
+    return config | {"choices": {name: choices[name] for name in names if choices.get(name)}}, problems
+
+
+def _place(config: dict[str, Any], override: Override, known: list[str], spoilt: set[str]) -> list[str]:
+    section, _, rest = override.key.partition(".")
+    if section in spoilt or (section == "run" and "run" in known):  # `run=` has been followed already
+        return []
+    if section not in config:
+        return [unknown("group or key", section, known)]
+    if override.delete and not rest:
+        return [f"{section} cannot be left out"]
+    problem = checks.place(config, override)
+    return [problem] if problem else []
+
+
+def _run(line: Line, own: dict[str, Any], config_file: Path | None) -> Path:
+    """The folder of the run that `run=` names, or a stored config; UserError where there is none."""
+    stored = catalog.load(str(config_file)) if config_file else {}
+    given = stored | {one.key: one.value for one in line.values if not one.delete}
+    output_dir = str(given.get("output_dir", own["output_dir"]))
+    try:
+        if not isinstance(given.get("run"), str | int):
+            known = ", ".join(runs.names(output_dir))
+            raise UserError(f"run is missing: give run=...; in {output_dir}/train: {known or 'nothing'}")
+        return runs.find(str(given["run"]), output_dir)
+    except UserError as error:
+        report([*line.problems, str(error)])
+        raise
+
+
+def _on_stored(
+    path: Path, line: Line, where: tuple[str, ...], draft: Callable[[Line, tuple[str, ...]], Draft]
+) -> Draft:
+    """A stored config, with the sections that the line chooses anew, or that it lacks, composed."""
+    stored = catalog.load(str(path))
+    if "${" in str(stored):
+        raise UserError(f"{path} holds '${{...}}'; a stored config has values only")
+    kept = {key: value for key, value in stored.items() if key not in OWN}
+    choices = dict(stored.get("choices") or {})
+    chosen = {group: choice for group, choice in line.groups.items() if group != "experiment"}
+    wanted = [group for group in catalog.groups(where) if group in chosen or group not in kept]
+    if wanted != ["experiment"]:
+        fresh = draft(line._replace(groups=chosen), where)
+        wanted = [group for group in wanted if group in fresh.config]
+        kept |= {group: fresh.config[group] for group in wanted}
+        choices |= {group: fresh.choices[group] for group in wanted}
+    return Draft(kept, choices)

@@ -1,0 +1,35 @@
+"""What a dataset hands on: rows for training, calibration and test, with the protocol's name and the data's hash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Rows:
+    """n samples; for tables `x` is (n, D) float64, not yet standardised, without NaN or Inf."""
+
+    x: Tensor
+    index: Tensor  # (n,) int64, row number in the source
+    label: Tensor | None = None  # (n,) int64: 1 = anomaly, 0 = normal, None = unknown
+    y: Tensor | None = None  # (n,) int64 class label, for classifiers
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass
+class Split:
+    """One dataset under one named protocol."""
+
+    protocol: str
+    train: Rows
+    tests: dict[str, Rows]  # 'test', or an OOD set's name
+    calibration: Rows | None  # held-out normal rows that fix the threshold; None where the protocol has none
+    mean: Tensor  # (D,) float64: the standardisation that the protocol fixes ...
+    scale: Tensor  # (D,) ... 1 for a constant column
+    data_sha256: str
+    columns: tuple[str, ...] = ()
+    findings: list[str] = field(default_factory=list)  # lints, one sentence each

@@ -1,0 +1,33 @@
+"""How a detector wants to be trained: said by the detector, carried out by `lightning.Train`."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Adam on shuffled batches for so many epochs.
+
+    Args:
+        drop_last: leave out an epoch's last, smaller batch (only where there is a full one).
+        decay_lr: cosine decay of the learning rate to 0 over all steps.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 0.0
+    decay_lr: bool = False
+    drop_last: bool = False
+
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Adam with coupled L2 (not AdamW), fused: two thirds of the time of the plain one on a small network."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+
+    def lr_at(self, progress: float) -> float:
+        """Learning rate after that share of all steps."""
+        return self.lr * (0.5 + 0.5 * math.cos(math.pi * progress)) if self.decay_lr else self.lr

@@ -1,0 +1,31 @@
+"""Why this row? Per-feature explanations of a score: x minus its denoised image, or the gradient of the score."""
+
+import torch
+from torch import Tensor
+
+from outlie.detectors.base import Detector, Views
+from outlie.errors import UserError
+
+
+def denoised_difference(detector: Detector, views: Views) -> Tensor:
+    """(B, D) x minus what the detector takes for its noiseless image, in standard deviations of each feature."""
+    x_BD = views.x
+    with torch.no_grad():
+        return x_BD - detector.denoise(x_BD).to(x_BD)
+
+
+def score_gradient(detector: Detector, views: Views) -> Tensor:
+    """(B, D) |d score / d x|: where a small change would change the score most; UserError if there is no gradient."""
+    x_BD = views.x.detach().requires_grad_(True)
+    with torch.enable_grad():
+        scores = detector.score(Views(x=x_BD, features=x_BD))
+    if scores.grad_fn is None:
+        raise UserError(f"explain: {type(detector).__name__} does not run in torch, so its score has no gradient")
+    return torch.autograd.grad(scores.sum(), x_BD)[0].abs()
+
+
+def explain(detector: Detector, views: Views) -> tuple[str, Tensor]:
+    """The method's name and a (B, D) explanation: by denoising where the detector can, by the gradient elsewhere."""
+    if hasattr(detector, "denoise"):
+        return "x minus its denoised image", denoised_difference(detector, views)
+    return "gradient of the score", score_gradient(detector, views)

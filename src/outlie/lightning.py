@@ -1,0 +1,201 @@
+"""The Lightning modules: one that trains a detector's loss, one that extracts a backbone's views. Thin: the method is elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from outlie.detectors.base import Detector, Views
+from outlie.errors import UserError
+from outlie.gather import mean_over_ranks, rank_and_world
+from outlie.trainer import Options
+
+
+class Batches:
+    """Views held as tensors and indexed by one permutation an epoch: no worker processes for a table."""
+
+    def __init__(
+        self, views: Views, batch_size: int, drop_last: bool, generator: Callable[[], torch.Generator]
+    ) -> None:
+        self.views, self.generator = views, generator
+        n = len(views)
+        full, rest = divmod(n, batch_size)
+        # a batch of one row has no batch statistics; where nothing else is there, it is kept
+        self.sizes = [batch_size] * full + ([] if full and (drop_last or rest == 1) else [rest] if rest else [])
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Views]:
+        order = torch.randperm(len(self.views), generator=self.generator()).to(self.views.device)
+        rank, world = rank_and_world()
+        start = 0
+        for size in self.sizes:
+            yield self.views[order[start : start + size][rank::world]]
+            start += size
+
+
+class Train(L.LightningModule):
+    """Trains `detector.loss` by its recipe on the views of the training rows.
+
+    Epoch e draws its order, its noise and its dropout from generators seeded by (seed, e): a run that was killed and
+    resumes at an epoch's start ends with the same weights as one that was not.
+
+    Args:
+        checkpoint: where to keep the state every `checkpoint_seconds`; written whole or not at all.
+        on_epoch: called after each epoch with the losses so far.
+    """
+
+    automatic_optimization = False  # halves Lightning's cost per step (specs/ecosystem.md, section 5)
+
+    def __init__(
+        self,
+        detector: Detector,
+        views: Views,
+        seed: int,
+        checkpoint: Path,
+        checkpoint_seconds: float = 10.0,
+        max_epochs: int | None = None,
+        on_epoch: Callable[[list[float]], None] = lambda losses: None,
+    ) -> None:
+        super().__init__()
+        self.detector, self.views, self.seed, self.on_epoch = detector, views, seed, on_epoch
+        self.recipe = detector.recipe
+        self.epochs = min(self.recipe.epochs, max_epochs or self.recipe.epochs)
+        self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
+        self.losses: list[float] = []  # mean training loss of every epoch
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.recipe.optimizer(self.detector)
+
+    def train_dataloader(self) -> Batches:
+        self.batches = Batches(self.views, self.recipe.batch_size, self.recipe.drop_last, self._order)
+        return self.batches
+
+    def transfer_batch_to_device(self, batch: Views, device: torch.device, dataloader_idx: int) -> Views:
+        return batch  # the views are there already
+
+    def on_fit_start(self) -> None:
+        self.views = self.views.map(lambda t: t.to(self.device))
+        self._optimizer = self.optimizers()
+        self._saved = time.monotonic()
+
+    def on_train_epoch_start(self) -> None:
+        rank, world = rank_and_world()
+        epoch_seed = (self.seed * 1_000_003 + self.current_epoch) * world + rank
+        self.generator = torch.Generator(self.device).manual_seed(epoch_seed)
+        torch.manual_seed(epoch_seed)  # dropout layers know no generator
+        self._loss_sum = torch.zeros((), device=self.device)
+
+    def training_step(self, batch: Views, batch_idx: int) -> None:
+        if self.recipe.decay_lr:
+            progress = (self.current_epoch + batch_idx / len(self.batches)) / self.epochs
+            self._optimizer.param_groups[0]["lr"] = self.recipe.lr_at(progress)
+        loss = self.detector.loss(batch, self.generator)
+        self._optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        self._optimizer.step()
+        self._loss_sum += loss.detach()
+
+    def on_train_epoch_end(self) -> None:
+        loss = float(mean_over_ranks(self._loss_sum / len(self.batches)))
+        if loss != loss or abs(loss) == float("inf"):
+            raise UserError(
+                f"the training loss became {loss} in epoch {self.current_epoch}; lower detector.lr, or look for extreme values in the data"
+            )
+        self.losses.append(loss)
+        self.on_epoch(self.losses)
+        stop = getattr(self.detector, "stop", None)
+        if stop is not None and stop(self.losses):
+            self.trainer.should_stop = True
+        if time.monotonic() - self._saved >= self.checkpoint_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Keep the state at this epoch's end."""
+        whole = self.checkpoint.with_suffix(f".{os.getpid()}")
+        self.trainer.save_checkpoint(whole)
+        if self.trainer.is_global_zero:
+            whole.replace(self.checkpoint)
+        self._saved = time.monotonic()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["losses"] = self.losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.losses = list(checkpoint["losses"])
+
+    def _order(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch)
+
+
+class Extract(L.LightningModule):
+    """Passes rows through a backbone: one forward pass, whose views serve every detector."""
+
+    def __init__(self, backbone: torch.nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Views:
+        return self.backbone(batch)
+
+
+class Bar(L.Callback):
+    """Epochs done, loss and time left, on stderr; redrawn at most a few times a second."""
+
+    def __init__(self, title: str) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} epochs"),
+            TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn(), transient=True, refresh_per_second=4,
+        )  # fmt: skip
+        self.title = title
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.start()
+        self.task = self.bar.add_task(self.title, total=trainer.max_epochs, loss="-", completed=trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.update(self.task, completed=trainer.current_epoch + 1, loss=f"{pl_module.losses[-1]:.4g}")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.bar.stop()
+
+
+def make_trainer(
+    options: Options, folder: Path, max_epochs: int = 1, callbacks: list[L.Callback] | None = None
+) -> L.Trainer:
+    """A lean Trainer: no logger, checkpoint callback, bar, summary or sampler of its own."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # it adds handlers of its own at import
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+    return L.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        precision=options.precision,
+        max_epochs=max_epochs,
+        sync_batchnorm=rank_and_world()[1] > 1,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )

@@ -1,0 +1,32 @@
+"""What a run says: one line a stage on stderr, the same lines with the time in the run's log.txt."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger("outlie")
+
+
+@contextlib.contextmanager
+def to(file: Path) -> Iterator[logging.Logger]:
+    """Send the log to stderr and, appended, to `file`; the ranks after the first stay silent."""
+    if os.environ.get("RANK", "0") != "0":
+        handlers: list[logging.Handler] = [logging.NullHandler()]
+    else:
+        on_screen, in_file = logging.StreamHandler(sys.stderr), logging.FileHandler(file, encoding="utf-8")
+        on_screen.setFormatter(logging.Formatter("%(message)s"))
+        in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers = [on_screen, in_file]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in handlers:
+        log.addHandler(handler)
+    try:
+        yield log
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()

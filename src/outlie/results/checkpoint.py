@@ -1,0 +1,51 @@
+"""model.ckpt: backbone and detector as tensors and plain values, loaded without unpickling anything."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from outlie.detectors.base import Detector, Spec, set_up
+from outlie.errors import UserError
+from outlie.results import store
+
+
+def save_model(path: Path, backbone: nn.Module, detector: Detector, spec: Spec, columns: tuple[str, ...]) -> None:
+    """model.ckpt: tensors and plain values only, so that it loads with weights_only=True."""
+    content = {
+        "backbone": backbone.state_dict(),
+        "detector": detector.state_dict(),
+        "shapes": {name: list(shape) for name, shape in spec.shapes.items()},
+        "seed": spec.seed,
+        "classes": spec.classes,
+        "columns": list(columns),
+    }
+    with store.whole(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_model(path: Path, backbone: nn.Module, detector: Detector) -> tuple[str, ...]:
+    """Fill backbone and detector with a finished run's state; returns the names of its columns."""
+    saved = load_state(path)
+    shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
+    backbone.load_state_dict(saved["backbone"])
+    set_up(detector, Spec(shapes, saved["seed"], saved["classes"], getattr(backbone, "head", None)))
+    detector.load_state_dict(saved["detector"])
+    detector.eval()
+    return tuple(saved["columns"])
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """A checkpoint, never unpickled; UserError if it is missing or broken."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint {path}; run train with force=true makes it again") from error
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"cannot read {path} ({type(error).__name__}): truncated or not a checkpoint; force=true makes it again"
+        ) from error

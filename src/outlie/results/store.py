@@ -1,0 +1,208 @@
+"""Run folders: identity by content, files written whole or not at all, one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from outlie.errors import UserError
+
+SCHEMA = 1
+# what a stored number cannot depend on: metrics come from stored scores, the rest is where and how loud
+NO_NUMBER = {
+    "metrics",
+    "logger",
+    "output_dir",
+    "force",
+    "dry_run",
+    "debug",
+    "allow",
+    "choices",
+    "experiment",
+    "run",
+    "explain",
+}
+TRAINER_NUMBERS = {"precision", "max_epochs"}
+
+
+def identity(cfg: dict[str, Any]) -> dict[str, Any]:
+    """What a run's numbers depend on: the config less paths, logger, devices and metrics; a file counts by its content."""
+    kept = {name: section for name, section in cfg.items() if name not in NO_NUMBER}
+    if isinstance(cfg.get("trainer"), dict):
+        kept["trainer"] = {name: value for name, value in cfg["trainer"].items() if name in TRAINER_NUMBERS}
+    kept["dataset"] = _files_by_content(cfg["dataset"])
+    return kept
+
+
+def _files_by_content(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _files_by_content(inner) for name, inner in value.items()}
+    if isinstance(value, str) and os.path.isfile(value):
+        with open(value, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return value
+
+
+def digest(content: Any) -> str:
+    """Ten characters that stand for the content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def run_folder(cfg: dict[str, Any], command: str = "train") -> Path:
+    """outputs/<command>/<dataset>-<detector>-<hash>."""
+    names = [cfg["choices"][group].replace("/", "_") for group in ("dataset", "detector")]
+    if part := cfg["dataset"].get("part"):
+        names[0] += f"_{part}"
+    return Path(cfg["output_dir"]) / command / f"{names[0]}-{names[1]}-{digest(identity(cfg))}"
+
+
+def eval_folder(cfg: dict[str, Any], run: Path) -> Path:
+    """outputs/eval/<the run's name>-<hash of what is asked of it>."""
+    return Path(cfg["output_dir"]) / "eval" / f"{run.name}-{digest(identity(cfg))}"
+
+
+def stage_folder(cfg: dict[str, Any], scoring: tuple[str, ...]) -> Path:
+    """Where the trained weights lie: shared by all runs whose detectors differ in scoring options only."""
+    depends = identity(cfg)
+    depends["detector"] = {name: value for name, value in depends["detector"].items() if name not in scoring}
+    name = depends["detector"]["_target_"].rsplit(".", 1)[-1].lower()
+    return Path(cfg["output_dir"]) / "stages" / f"{name}-{digest(depends)}"
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends well, and vanishes when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another output_dir="
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the folder; a second process that wants it is refused. A killed process lets go by itself."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (held for the whole block)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another output_dir=") from error
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no POSIX locks here: two equal commands at once are the user's to avoid
+            pass
+        except OSError as error:
+            raise UserError(f"another process is computing {folder}; wait for it, or stop it") from error
+        yield
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a small file whole."""
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """result.json, or None where there is none that can be read."""
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write_scores(path: Path, splits: dict[str, tuple[Any, Any, Any]]) -> None:
+    """scores.parquet: one row a sample; `splits` maps a name to (index, label or None, score)."""
+    import polars as pl
+
+    frames = [
+        pl.DataFrame(
+            {
+                "split": [name] * len(score),
+                "index": index,
+                "label": [None] * len(score) if label is None else label,
+                "score": score,
+            },
+            schema={"split": pl.String, "index": pl.Int64, "label": pl.Int8, "score": pl.Float64},
+        )
+        for name, (index, label, score) in splits.items()
+    ]
+    with whole(path) as temporary:
+        pl.concat(frames).write_parquet(temporary)
+
+
+def read_scores(folder: Path) -> dict[str, tuple[Any, Any, Any]]:
+    """What `write_scores` wrote: name -> (index, label or None, score) as numpy arrays."""
+    import polars as pl
+
+    path = folder / "scores.parquet"
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"cannot read {path}: {error}; force=true computes the run again") from error
+    splits = {}
+    for (name,), part in frame.group_by("split", maintain_order=True):
+        label = None if part["label"].null_count() else part["label"].to_numpy()
+        splits[str(name)] = (part["index"].to_numpy(), label, part["score"].to_numpy())
+    return splits
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and hardware that a number may depend on."""
+    import torch
+
+    versions = {name: metadata.version(name) for name in ("torch", "lightning", "numpy", "scikit-learn", "hydra-core")}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@functools.cache
+def code_version() -> str:
+    """The package's version, and the commit it runs from if it runs from a checkout."""
+    version = metadata.version("outlie")
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return version
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return version
+    return f"{version}+{done.stdout.strip()}" if done.returncode == 0 else version
+
+
+def write_curve(path: Path, losses: list[float]) -> None:
+    """metrics.csv: the training loss of every epoch."""
+    with whole(path) as temporary:
+        temporary.write_text("epoch,train_loss\n" + "".join(f"{epoch},{loss!r}\n" for epoch, loss in enumerate(losses)))

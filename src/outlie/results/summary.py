@@ -1,0 +1,246 @@
+"""The closing summary of a run: metrics, the operating point in words, latency, cost, warnings, where the files are."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from outlie.errors import UserError
+
+# What a metric says, beside its key.
+MEANING = {
+    "auroc": "50 = chance",
+    "average_precision": "prevalence = chance",
+    "average_precision_id_positive": "normals as positives",
+    "aupr_trapezoid_ood_positive": "parity with OpenOOD",
+    "aupr_trapezoid_id_positive": "parity with OpenOOD",
+    "f1_at_k": "k = number of anomalies",
+    "fpr95_ood_positive": "95 % of anomalies found",
+    "fpr95_id_positive": "95 % of normals accepted",
+    "recall_at_fpr01": "at 1 % false alarms",
+    "recall_at_fpr05": "at 5 % false alarms",
+    "recall_at_fpr10": "at 10 % false alarms",
+    "detection_error": "best mean of both errors",
+}
+
+
+GROUP = ("auroc", "average_precision", "f1_at_k", "recall_at_fpr01")  # what fits beside a name in 80 columns
+
+
+def show(run_dir: Path, console: Console | None = None) -> None:
+    """Print the summary of a stored run; raises UserError if there is no readable result."""
+    path = run_dir / "result.json"
+    try:
+        result = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{run_dir} has no result.json: the run is not finished; the same `run train` resumes it"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not readable ({error}); run again with force=true") from None
+    render(result, run_dir, console)
+
+
+def render(result: Mapping[str, Any], run_dir: Path, console: Console | None = None) -> None:
+    """Print the summary of `result`: styled on a terminal, plain text elsewhere."""
+    console = console or Console(highlight=False)
+    console.print()
+    console.print(_title(result))
+    if result.get("status") == "failed":
+        reason = (result.get("error") or "no reason was recorded").strip().splitlines()[-1]  # the end of a traceback
+        console.print(Text(f"failed: {reason}", style="bold red"))
+    for name, metrics in (result.get("metrics") or {}).items():
+        console.print(Padding(_heading(result, name), (1, 0, 0, 0)))
+        if metrics:
+            console.print(_table(result, name, metrics))
+        _say(console, [recall_in_words(result, name), realised_in_words(result, name)])
+    if result.get("metrics") and not result.get("threshold"):
+        _say(console, ["No threshold: this protocol keeps no calibration rows, the recall is read off the test set."])
+    _say(console, [latency_in_words(result.get("latency")), cost_in_words(result.get("cost"))], above=1)
+    warnings = dict.fromkeys([(result.get("threshold") or {}).get("warning"), *(result.get("findings") or [])])
+    _say(console, [f"! {warning}" for warning in warnings if warning], style="yellow", above=1)
+    files = sorted(path.name for path in run_dir.glob("[!.]*") if path.is_file())
+    console.print()
+    console.print(Text(str(run_dir), style="bold"), soft_wrap=True)
+    _say(console, [", ".join(files)])
+    console.print()
+
+
+def render_group(results: list[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print the parts of one dataset under each other, with their unweighted mean."""
+    console = console or Console(highlight=False)
+    rows = [
+        (result["dataset"] + (f" {name}" if len(result["metrics"]) > 1 else ""), metrics)
+        for result in results
+        for name, metrics in result["metrics"].items()
+        if metrics
+    ]
+    shown = [key for key in GROUP if any(key in metrics for _, metrics in rows)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("%", overflow="fold")
+    for key in shown:
+        table.add_column(key, justify="right", no_wrap=True)
+    for name, metrics in rows:
+        table.add_row(Text(name), *("-" if metrics.get(key) is None else f"{100 * metrics[key]:.2f}" for key in shown))
+    table.add_section()
+    means = []
+    for key in shown:
+        values = [metrics[key] for _, metrics in rows if metrics.get(key) is not None]
+        means.append(f"{100 * sum(values) / len(values):.2f}" if values else "-")
+    table.add_row(f"mean of {len(rows)}, unweighted", *means, style="bold")
+    console.print(table)
+
+
+def recall_in_words(result: Mapping[str, Any], name: str) -> str | None:
+    """'At 1 % false alarms it finds 83 % of the anomalies [76-89].'"""
+    recall = result["metrics"][name].get("recall_at_fpr01")
+    if recall is None:
+        return None
+    interval = _bracket(_get(result, "intervals", name, "recall_at_fpr01"))
+    return f"At 1 % false alarms it finds {_percent(recall)} of the anomalies{interval}."
+
+
+def realised_in_words(result: Mapping[str, Any], name: str) -> str | None:
+    """What the calibrated threshold did on this test set, with exact intervals."""
+    threshold, realised = result.get("threshold"), _get(result, "threshold", "realised", name)
+    if not threshold or not realised:
+        return None
+    parts = []
+    if realised.get("fpr") is not None:
+        normal = _get(result, "counts", name, "normal")
+        on = f" on {normal:,} test normals" if normal is not None else ""
+        parts.append(
+            f"{_percent(realised['fpr'])} false alarms were realised{on}{_bracket(realised.get('fpr_interval'))}"
+        )
+    if realised.get("recall") is not None:
+        found = _bracket(realised.get("recall_interval"))
+        parts.append(f"{_percent(realised['recall'])} of the anomalies were found{found}")
+    if not parts:
+        return None
+    return (
+        f"At the calibrated threshold (score > {threshold['value']:.4g}, for {_percent(threshold['false_alarms'])} "
+        f"false alarms, from {threshold['n_calibration']:,} normal rows) {' and '.join(parts)}."
+    )
+
+
+def latency_in_words(latency: Mapping[str, Any] | None) -> str | None:
+    """Milliseconds for one row and rows a second for many."""
+    if not latency:
+        return None
+    threads = latency.get("threads")
+    where = str(latency.get("device", ""))
+    where += f", {threads} thread{'s' if threads != 1 else ''}" if threads and where == "cpu" else ""
+    return (
+        f"One row takes {_ms(latency['latency_p50_ms'])} (p50), {_ms(latency['latency_p99_ms'])} (p99): backbone "
+        f"{_ms(latency['backbone_p50_ms'])}, detector {_ms(latency['detector_p50_ms'])}. "
+        f"{latency['throughput_per_s']:,.0f} rows per second in batches of {latency['batch_size']:,} ({where})."
+    )
+
+
+def cost_in_words(cost: Mapping[str, Any] | None) -> str | None:
+    """Seconds, numbers to store, operations and memory; what was not measured is left out."""
+    if not cost:
+        return None
+    cpu = f" ({_seconds(cost['train_cpu_s'])} of CPU)" if cost.get("train_cpu_s") is not None else ""
+    spent = [
+        f"{verb} in {_seconds(cost[key])}{cpu if key == 'train_s' else ''}"
+        for verb, key in (("trained", "train_s"), ("fitted", "fit_s"), ("scored", "score_s"))
+        if cost.get(key)
+    ]
+    memory = f" ({cost['peak_memory_of']})" if cost.get("peak_memory_of") else ""
+    has = [
+        text
+        for key, text in (
+            ("parameters", f"{cost.get('parameters') or 0:,} parameters"),
+            ("buffers", f"{cost.get('buffers') or 0:,} fitted numbers"),
+            ("flops_per_row", f"{_large(cost.get('flops_per_row') or 0)}FLOP a row"),
+            ("peak_memory_mb", f"{cost.get('peak_memory_mb') or 0:,.0f} MiB at peak{memory}"),
+        )
+        if cost.get(key)
+    ]
+    sentences = [", ".join(words) for words in (spent, has) if words]
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences) or None
+
+
+def _title(result: Mapping[str, Any]) -> Text:
+    title = Text(f"{result.get('detector') or 'run'} on {result.get('dataset') or 'unknown data'}", style="bold")
+    about = [f"{key} {result[key]}" for key in ("protocol", "backbone", "seed") if result.get(key) is not None]
+    return title.append(f"  ({', '.join(about)})", style="not bold") if about else title
+
+
+def _heading(result: Mapping[str, Any], name: str) -> Text:
+    counts = _get(result, "counts", name)
+    size = ": " + ", ".join(f"{number:,} {kind}" for kind, number in counts.items()) if counts else ""
+    return Text(name, style="bold").append(size, style="not bold")
+
+
+def _table(result: Mapping[str, Any], name: str, metrics: Mapping[str, float | None]) -> Table:
+    published = _get(result, "published", name) or {}
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("metric", no_wrap=True)
+    table.add_column("%", justify="right", style="bold", no_wrap=True)
+    intervals = _get(result, "intervals", name) or {}
+    if intervals:
+        table.add_column("95 % interval", justify="right", no_wrap=True)
+    if published:
+        table.add_column("published", justify="right", no_wrap=True)
+    table.add_column("", style="dim")
+    for key, value in metrics.items():
+        row = [key, "-" if value is None else f"{100 * value:.2f}"]
+        if intervals:
+            ends = intervals.get(key)
+            row.append(f"{100 * ends[0]:.1f} - {100 * ends[1]:.1f}" if ends else "")
+        if published:
+            row.append(f"{100 * theirs:.2f}" if (theirs := published.get(key)) is not None else "")
+        table.add_row(*row, MEANING.get(key, ""))
+    return table
+
+
+def _say(console: Console, sentences: list[str | None], style: str = "", above: int = 0) -> None:
+    said = [sentence for sentence in sentences if sentence]
+    if said and above:
+        console.print()
+    for sentence in said:
+        console.print(Text(sentence, style=style))
+
+
+def _get(result: Mapping[str, Any], *keys: str) -> Any:
+    found: Any = result
+    for key in keys:
+        found = (found or {}).get(key)
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _bracket(interval: Any) -> str:
+    return f" [{100 * interval[0]:.3g}-{100 * interval[1]:.3g}]" if interval else ""
+
+
+def _ms(milliseconds: float) -> str:
+    if milliseconds < 0.001:
+        return "under 0.001 ms"
+    return f"{milliseconds:.2g} ms" if milliseconds < 10 else f"{milliseconds:,.0f} ms"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 0.01:
+        return "under 0.01 s"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def _large(number: float) -> str:
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.0f} "

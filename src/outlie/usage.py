@@ -1,0 +1,121 @@
+"""What `--help` prints: written text for each command, groups and keys from the configs."""
+
+import textwrap
+
+from outlie import catalog
+
+WIDTH = 100
+OPTIONS = """options:
+  --config-dir DIR   your own configs, searched before ours; may be repeated
+  --config FILE      a stored run's config.yaml: its values are the base, overrides go on top
+  --help, --version"""
+
+EXPLAINED = {
+    "train": """Usage: run train [GROUP=CHOICE] [KEY=VALUE] [options]
+
+Trains or fits a detector on a dataset, evaluates it, stores the run in outputs/train/.
+The same command again finds the finished run and prints it; an interrupted one goes on where it stopped.
+
+examples:
+  run train                                          DDPM on a dataset that needs no download
+  run train detector=knn detector.k=10 seed=1
+  run train dataset=adbench/thyroid detector=dte_c/paper
+  run train dataset=csv dataset.path=rows.csv dataset.label=is_fraud
+  run train detector=knn dry_run=true                print the config and the plan, and stop
+  run train --config outputs/train/RUN/config.yaml trainer=gpu""",
+    "eval": """Usage: run eval run=RUN [GROUP=CHOICE] [KEY=VALUE] [options]
+
+Scores a finished run again. The run's own config is the base; overrides go on top.
+RUN is a folder, its name below outputs/train, the beginning of that name, or the hash at its end.
+
+examples:
+  run eval run=breast_cancer-knn-1a2b3c4d
+  run eval run=1a2b3c4d metrics=fast
+  run eval run=1a2b3c4d explain=true""",
+    "list": """Usage: run list [GROUP] [--json] [--config-dir DIR]
+
+Lists what exists: every group, or one of them, with one line about each choice.
+
+examples:
+  run list
+  run list detectors
+  run list datasets --json""",
+    "show": """Usage: run show NAME | GROUP NAME | RUN_FOLDER
+
+Shows one choice: what it is, its paper, every option with type, default and meaning. Or the summary of a finished run.
+
+examples:
+  run show dte_c
+  run show detector dte_c/paper
+  run show outputs/train/breast_cancer-knn-1a2b3c4d""",
+    "completion": """Usage: run completion bash | zsh
+
+Prints a script that completes commands, choices, keys and files, for `run` and for `outlie`.
+
+examples:
+  eval "$(run completion bash)"      in ~/.bashrc
+  eval "$(run completion zsh)"       in ~/.zshrc""",
+}
+
+
+def overview(commands: dict[str, str]) -> str:
+    """What `run --help` prints."""
+    lines = [f"  {name:<12}{text}" for name, text in commands.items()]
+    return "\n".join(
+        [
+            "Usage: run COMMAND [OVERRIDES]",
+            "",
+            "Anomaly and out-of-distribution detection experiments. Overrides are GROUP=CHOICE and KEY=VALUE.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "examples:",
+            "  run train                           a diffusion detector on a dataset that needs no download",
+            "  run train detector=knn detector.k=10",
+            "  run list detectors",
+            "  run show knn",
+            "",
+            OPTIONS,
+            "",
+            "run COMMAND --help says more about one.",
+        ]
+    )
+
+
+def command(name: str, config_dirs: tuple[str, ...] = ()) -> str:
+    """What `run COMMAND --help` prints."""
+    if name not in ("train", "eval"):
+        return EXPLAINED[name]
+    where = catalog.roots(config_dirs)
+    lines = [EXPLAINED[name], "", "groups (run list GROUP, run show CHOICE):"]
+    for group in catalog.groups(where):
+        known = _folded(list(catalog.choices(group, where)))
+        if known and (group != "experiment" or name == "train"):
+            lines += _wrapped(f"  {group:<12}", ", ".join(known))
+    lines += ["", "keys:"]
+    for key in catalog.keys(catalog.primary(name, where)):
+        lines += _wrapped(f"  {key.name + '=' + key.default:<20}", key.doc)
+    lines += ["  Every group has keys of its own, detector.k=10: run show knn lists them", "", OPTIONS]
+    return "\n".join(lines)
+
+
+def _wrapped(head: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+    ) or [head.rstrip()]
+
+
+def _folded(names: list[str]) -> list[str]:
+    """`adbench/...` once for its many, `dte_c (/paper)` for presets."""
+    folded = []
+    for name in names:
+        if "/" not in name:
+            below = [one.partition("/")[2] for one in names if one.startswith(name + "/")]
+            folded.append(f"{name} (/{', /'.join(below)})" if below else name)
+        elif name.partition("/")[0] not in names:
+            folder = name.partition("/")[0]
+            below = [one.partition("/")[2] for one in names if one.startswith(folder + "/")]
+            many = f"{folder}/... ({len(below)} of them)"
+            folded += [name] if len(below) < 4 else [] if many in folded else [many]
+    return folded
