@@ -15,13 +15,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from outlie.cli import main
-from outlie.compose import compose
 from outlie.commands.train import plain
+from outlie.compose import compose
 from outlie.results import store
 
 OUTPUT = "outputs/benchmarks"
 COLUMNS = [
-    "dataset", "detector", "protocol", "seed", "auroc", "average_precision", "f1_at_k", "epochs", "train_cpu_s", "score_cpu_s", "code_version",
+    "dataset", "detector", "protocol", "seed", "auroc", "average_precision", "f1_at_k", "epochs",
+    "train_cpu_s", "score_cpu_s", "code_version",
 ]  # fmt: skip
 
 

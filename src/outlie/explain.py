@@ -1,5 +1,7 @@
 """Why this row? Per-feature explanations of a score: x minus its denoised image, or the gradient of the score."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from outlie.detectors.base import Detector, Views
 from outlie.errors import UserError
 
 
-def denoised_difference(detector: Detector, views: Views) -> Tensor:
+def denoised_difference(detector: Any, views: Views) -> Tensor:
     """(B, D) x minus what the detector takes for its noiseless image, in standard deviations of each feature."""
     x_BD = views.x
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The Lightning modules: one that trains a detector's loss, one that extracts a backbone's views. Thin: the method is elsewhere."""
+"""The Lightning modules: one that trains a detector's loss, one that extracts a backbone's views."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from outlie.detectors.base import Detector, Views
+from outlie.detectors.training import Recipe
 from outlie.errors import UserError
 from outlie.gather import mean_over_ranks, rank_and_world
 from outlie.trainer import Options
@@ -56,8 +57,6 @@ class Train(L.LightningModule):
         on_epoch: called after each epoch with the losses so far.
     """
 
-    automatic_optimization = False  # halves Lightning's cost per step (specs/ecosystem.md, section 5)
-
     def __init__(
         self,
         detector: Detector,
@@ -69,8 +68,10 @@ class Train(L.LightningModule):
         on_epoch: Callable[[list[float]], None] = lambda losses: None,
     ) -> None:
         super().__init__()
-        self.detector, self.views, self.seed, self.on_epoch = detector, views, seed, on_epoch
-        self.recipe = detector.recipe
+        self.automatic_optimization = False  # halves Lightning's own cost per step
+        self.detector: Any = detector  # some hooks are optional
+        self.views, self.seed, self.on_epoch = views, seed, on_epoch
+        self.recipe: Recipe = self.detector.recipe
         self.epochs = min(self.recipe.epochs, max_epochs or self.recipe.epochs)
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         self.losses: list[float] = []  # mean training loss of every epoch
@@ -87,7 +88,7 @@ class Train(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.views = self.views.map(lambda t: t.to(self.device))
-        self._optimizer = self.optimizers()
+        self._optimizer: Any = self.optimizers()
         self._saved = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
@@ -111,7 +112,8 @@ class Train(L.LightningModule):
         loss = float(mean_over_ranks(self._loss_sum / len(self.batches)))
         if loss != loss or abs(loss) == float("inf"):
             raise UserError(
-                f"the training loss became {loss} in epoch {self.current_epoch}; lower detector.lr, or look for extreme values in the data"
+                f"the training loss became {loss} in epoch {self.current_epoch}; lower detector.lr, "
+                "or look for extreme values in the data"
             )
         self.losses.append(loss)
         self.on_epoch(self.losses)
@@ -165,6 +167,7 @@ class Bar(L.Callback):
         self.task = self.bar.add_task(self.title, total=trainer.max_epochs, loss="-", completed=trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, Train)
         self.bar.update(self.task, completed=trainer.current_epoch + 1, loss=f"{pl_module.losses[-1]:.4g}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

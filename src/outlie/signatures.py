@@ -5,6 +5,7 @@
 
 import ast
 import importlib.machinery
+import itertools
 import math
 import re
 import sys
@@ -82,10 +83,8 @@ def first_sentence(text: str) -> str:
 def locate(module: str) -> str | None:
     """The source file of a module, found without importing it or its parents."""
     path: list[str] | None = None
-    parts = module.split(".")
     spec = None
-    for i in range(len(parts)):
-        name = ".".join(parts[: i + 1])
+    for name in itertools.accumulate(module.split("."), "{}.{}".format):
         if name.partition(".")[0] in sys.builtin_module_names:
             return None
         # find_spec of importlib.util would import the parents

@@ -61,7 +61,7 @@ def threads(options: Options, flops: float) -> Iterator[None]:
 
 
 def train(
-    detector: Detector, views: Views, seed: int, options: Options, folder: Path, title: str = "train", bar: bool = False
+    detector: Any, views: Views, seed: int, options: Options, folder: Path, title: str = "train", bar: bool = False
 ) -> dict[str, Any]:
     """Train the detector's loss, or go on with the state that an interrupted training left in `folder`.
 
@@ -143,4 +143,4 @@ def describe(split: Split) -> str:
     for name, rows in split.tests.items():
         anomalies = "no labels" if rows.label is None else f"{int(rows.label.sum())} anomalies"
         parts.append(f"{len(rows)} {name} ({anomalies})")
-    return f"{', '.join(parts)} rows, {tuple(split.train.x.shape[1:])[0]} features"
+    return f"{', '.join(parts)} rows, {split.train.x[0].numel()} features"

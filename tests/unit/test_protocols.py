@@ -1,4 +1,3 @@
-# ruff: noqa: NPY002 - the global RNG is the oracle here
 """Oracles: the published and re-computed kNN cells of DTE's tables, scikit-learn, and the global NumPy RNG."""
 
 import csv

@@ -1,4 +1,4 @@
-"""`run eval run=RUN`: score a finished run again, on its own or other test sets, with other scoring options or metrics."""
+"""`run eval run=RUN`: score a finished run again: its own or other test sets, other scoring options or metrics."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from outlie.detectors.base import Detector, Views
 from outlie.errors import UserError
 from outlie.explain import explain
 from outlie.metrics import cost
+from outlie.metrics.evaluation import Metrics
 from outlie.results import checkpoint, evaluated, store
 
 EXPLAINED_ROWS = 1000  # the highest scores
@@ -42,7 +43,13 @@ def main(cfg: DictConfig) -> int:
     metrics = build(now["metrics"], allow)
     result = store.read_result(folder)
     explained = (folder / "explanations.parquet").exists() or not now["explain"]
-    if result is None or result["status"] != "done" or cfg.force or result["evaluated_with"] != evaluated.key(metrics) or not explained:
+    if (
+        result is None
+        or result["status"] != "done"
+        or cfg.force
+        or result["evaluated_with"] != evaluated.key(metrics)
+        or not explained
+    ):
         with store.lock(folder), log.to(folder / "log.txt"):
             result = compute(now, then, detector, metrics, allow, run, folder, trained)
             store.write_json(folder / "result.json", result)
@@ -65,15 +72,22 @@ def same_training(then: dict[str, Any], now: dict[str, Any], scoring: tuple[str,
     if changed:
         allowed = ", ".join(f"detector.{name}" for name in scoring) or "none"
         raise UserError(
-            f"{', '.join(changed)} would need another training: use run train. Options that only change the score: {allowed}"
+            f"{', '.join(changed)} would need another training: use run train. "
+            f"Options that only change the score: {allowed}"
         )
 
 
 def compute(
-    now: dict[str, Any], then: dict[str, Any], detector: Detector, metrics: Any, allow: list[str], run: Path, folder: Path,
+    now: dict[str, Any],
+    then: dict[str, Any],
+    detector: Detector,
+    metrics: Metrics,
+    allow: list[str],
+    run: Path,
+    folder: Path,
     trained: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Score the run's calibration rows and the test sets; writes config, scores and explanations, returns the result."""
+) -> dict[str, Any]:
+    """Score calibration rows and test sets; writes config, scores and explanations, returns the result."""
     started, seed, options = store.now(), then["seed"], build(now["trainer"], allow)
     device = distributed.device(options)
     backbone = build(now["backbone"], allow)
@@ -156,7 +170,9 @@ def show_explanations(path: Path, rows: int = 5, features: int = 3) -> None:
 
     frame = pl.read_parquet(path).head(rows)
     columns = frame.columns[3:]
-    table = Table("row", "score", "label", "features that made the score", title="Why: the highest scores", title_justify="left")
+    table = Table(
+        "row", "score", "label", "features that made the score", title="Why: the highest scores", title_justify="left"
+    )
     for index, score, label, *values in frame.iter_rows():
         order = sorted(range(len(values)), key=lambda j: -abs(values[j]))[:features]
         why = ", ".join(f"{columns[j]} {values[j]:+.3g}" for j in order)

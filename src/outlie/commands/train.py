@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from outlie import distributed, log, stages
 from outlie.build import build
+from outlie.detectors.base import set_up
 from outlie.errors import UserError
 from outlie.gather import rank_and_world
 from outlie.loggers import Trackers, open_loggers
 from outlie.metrics import cost
 from outlie.metrics.evaluation import Metrics
-from outlie.detectors.base import set_up
 from outlie.results import checkpoint, evaluated, store
 from outlie.trainer import Options
 
@@ -123,7 +123,7 @@ def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[st
 def compute(
     cfg: dict[str, Any], options: Options, metrics: Metrics, allow: list[str], folder: Path, trackers: Trackers
 ) -> dict[str, Any]:
-    """The stages; writes scores.parquet, model.ckpt, metrics.csv and summary.png, returns what goes into result.json."""
+    """The stages; writes scores.parquet, model.ckpt, metrics.csv and summary.png, returns the result."""
     import polars as pl
 
     from outlie.metrics import latency

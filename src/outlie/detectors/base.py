@@ -82,11 +82,11 @@ def resize_buffers(module: nn.Module, state_dict: dict[str, Tensor], prefix: str
 
 
 class Detector(nn.Module):
-    """Scores samples; subclasses define the hooks they need.
+    """Scores samples; subclasses define the hooks they need, and `recipe` (training.py) where there is a loss.
 
-    `setup(spec)`            builds what depends on sizes; called once, before everything else, and again before loading.
-    `loss(views, generator)` define it, and a `recipe` (training.py), and Lightning trains you: every random draw comes from
-                             `generator`. A `stop(losses)` ends the training early.
+    `setup(spec)`            builds what depends on sizes; called once, before everything else, or before loading.
+    `loss(views, generator)` define it and Lightning trains you; every random draw comes from `generator`.
+    `stop(losses)`           true ends the training after this epoch; losses are the epochs' means so far.
     `fit(train)`             define it and it is called once, with every training view of every rank.
     `score(views)`           required: (B,) or (B, H, W), higher = more anomalous, each row as if it came alone.
     """

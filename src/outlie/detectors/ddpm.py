@@ -25,7 +25,7 @@ class DDPM(Detector):
         forward_noise: noise the row to rec_start first (published: no, the clean row enters).
         posterior_noise: add the posterior noise to every step (published tables: no; last released code: yes).
         score_by: reconstruction = mean over features of (x - x_0hat)^2; full_path = sum over the steps of the mean
-            squared step; noise_error = mean squared error of the predicted noise, averaged over a grid of `steps` levels.
+            squared step; noise_error = mean squared error of the predicted noise, averaged over `steps` levels.
         epochs: most epochs to train.
         batch_size: rows per optimiser step.
         lr: learning rate of Adam.
@@ -37,6 +37,8 @@ class DDPM(Detector):
     needs: ClassVar[tuple[str, ...]] = ("x",)
     paper: ClassVar[str] = "Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024 (DDPM)"
     scoring: ClassVar[tuple[str, ...]] = ("rec_start", "steps", "forward_noise", "posterior_noise", "score_by")
+    net: TabularResNet
+    abar: Tensor
 
     def __init__(
         self,

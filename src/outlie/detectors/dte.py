@@ -4,11 +4,11 @@ Rows are noised without drift, x_t = x_0 + sigma_t eps with t uniform, and a net
 DTE-C as one of a few classes, DTE-IG as the scale of an inverse gamma, DTE-Gaussian by regression.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (everybody's name for it)
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from outlie.detectors.base import Detector, Spec, Views
 from outlie.detectors.training import Recipe
@@ -17,18 +17,43 @@ from outlie.diffusion.schedules import alpha_bars, diffuse, diffuse_without_drif
 from outlie.errors import UserError
 from outlie.options import NonNegativeFloat, PositiveFloat, PositiveInt
 
-PAPER = "Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024"
 
+class DTEGaussian(Detector):
+    """DTE-Gaussian: the noise time by regression, and what all three parametrisations share.
 
-class NoiseTime(Detector):
-    """What the three share: the noising, the network, the recipe, and the flow along the gradient of the estimate."""
+    Args:
+        T: number of noise levels.
+        drift: shrink the row as DDPM does (published: no).
+        hidden: widths of the layers.
+        dropout: after each hidden layer but the first.
+        epochs: epochs to train.
+        batch_size: rows per optimiser step.
+        lr: learning rate of Adam.
+        weight_decay: coupled L2.
+        decay_lr: cosine decay of the learning rate to 0.
+    """
 
     needs: ClassVar[tuple[str, ...]] = ("x",)
+    paper: ClassVar[str] = "Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024 (DTE-Gaussian)"
     outputs = 1
+    net: nn.Module
+    abar: Tensor
 
-    def __init__(self, T: int, drift: bool, hidden: list[int], dropout: float, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        T: PositiveInt = 400,
+        drift: bool = False,
+        hidden: list[PositiveInt] = [256, 512, 256],  # noqa: B006 (a signature is a schema; never changed in place)
+        dropout: NonNegativeFloat = 0.5,
+        epochs: PositiveInt = 400,
+        batch_size: PositiveInt = 64,
+        lr: PositiveFloat = 1e-4,
+        weight_decay: NonNegativeFloat = 5e-4,
+        decay_lr: bool = False,
+    ) -> None:
         super().__init__()
-        self.drift, self.hidden, self.dropout, self.recipe = drift, tuple(hidden), dropout, recipe
+        self.drift, self.hidden, self.dropout = drift, tuple(hidden), dropout
+        self.recipe = Recipe(epochs, batch_size, lr, weight_decay, decay_lr)
         self.register_buffer("abar", alpha_bars(linear_betas(T)).float(), persistent=False)
 
     def setup(self, spec: Spec) -> None:
@@ -43,6 +68,15 @@ class NoiseTime(Detector):
         noise_BD = torch.randn(x_BD.shape, generator=generator, device=x_BD.device)
         forward = diffuse if self.drift else diffuse_without_drift
         return forward(x_BD, noise_BD, self.abar[t_B, None]), t_B
+
+    def loss(self, views: Views, generator: torch.Generator) -> Tensor:
+        """mean (t_theta(x_t) - t / T)^2; scalar."""
+        x_t, t_B = self.noised(views, generator)
+        return (self.net(x_t)[:, 0] - t_B / len(self.abar)).square().mean()
+
+    def score(self, views: Views) -> Tensor:
+        """(B,) predicted time, in units of T."""
+        return self.net(views.x.to(self.abar))[:, 0]
 
     def denoise(self, x: Tensor, rate: float = 0.1, steps: int = 200) -> Tensor:
         """x <- x - eta grad_x score(x) with eta falling to 0: the flow carries rows onto the data; (B, D) standardised.
@@ -62,25 +96,16 @@ class NoiseTime(Detector):
         return x
 
 
-class DTEC(NoiseTime):
+class DTEC(DTEGaussian):
     """DTE-C: the noise time as a class; the score is the mean class.
 
     Args:
         bins: number of classes, equal shares of the T times.
-        loss: logits = cross-entropy; double_softmax = cross-entropy of a softmax, which applies a second one (published).
+        loss: logits = cross-entropy; double_softmax = cross-entropy of a softmax, which applies another (published).
         score_by: mean or mode of the predicted distribution.
-        T: number of noise levels.
-        drift: shrink the row as DDPM does (published: no).
-        hidden: widths of the layers.
-        dropout: after each hidden layer but the first.
-        epochs: epochs to train.
-        batch_size: rows per optimiser step.
-        lr: learning rate of Adam.
-        weight_decay: coupled L2.
-        decay_lr: cosine decay of the learning rate to 0.
     """
 
-    paper: ClassVar[str] = f"{PAPER} (DTE-C)"
+    paper: ClassVar[str] = "Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024 (DTE-C)"
     scoring: ClassVar[tuple[str, ...]] = ("score_by",)
 
     def __init__(
@@ -88,19 +113,11 @@ class DTEC(NoiseTime):
         bins: PositiveInt = 7,
         loss: Literal["logits", "double_softmax"] = "logits",
         score_by: Literal["mean", "mode"] = "mean",
-        T: PositiveInt = 400,
-        drift: bool = False,
-        hidden: list[PositiveInt] = [256, 512, 256],  # noqa: B006 (a signature is a schema; never changed in place)
-        dropout: NonNegativeFloat = 0.5,
-        epochs: PositiveInt = 400,
-        batch_size: PositiveInt = 64,
-        lr: PositiveFloat = 1e-4,
-        weight_decay: NonNegativeFloat = 5e-4,
-        decay_lr: bool = False,
+        **shared: Any,
     ) -> None:
-        if not 2 <= bins <= T:
-            raise UserError(f"bins = {bins}: allowed are 2 to T = {T}")
-        super().__init__(T, drift, hidden, dropout, Recipe(epochs, batch_size, lr, weight_decay, decay_lr))
+        super().__init__(**shared)
+        if not 2 <= bins <= len(self.abar):
+            raise UserError(f"bins = {bins}: allowed are 2 to T = {len(self.abar)}; set detector.bins")
         self.outputs, self.double_softmax, self.score_by = bins, loss == "double_softmax", score_by
 
     def loss(self, views: Views, generator: torch.Generator) -> Tensor:
@@ -120,7 +137,7 @@ class DTEC(NoiseTime):
         return torch.logsumexp(logits_BK + k.log(), 1) - torch.logsumexp(logits_BK + k.flip(0).log(), 1)
 
 
-class DTEIG(NoiseTime):
+class DTEIG(DTEGaussian):
     """DTE-IG: the noise variance as an inverse gamma with shape D/2 - 1; the score is its predicted scale.
 
     Unstable: the network's sign and its valley at 0 depend on the initialisation, and far rows lie outside the noise it
@@ -128,34 +145,13 @@ class DTEIG(NoiseTime):
 
     Args:
         score_by: beta = u^2; raw = the signed output u, as released, which can rank anomalies last.
-        T: number of noise levels.
-        drift: shrink the row as DDPM does (published: no).
-        hidden: widths of the layers.
-        dropout: after each hidden layer but the first.
-        epochs: epochs to train.
-        batch_size: rows per optimiser step.
-        lr: learning rate of Adam.
-        weight_decay: coupled L2.
-        decay_lr: cosine decay of the learning rate to 0.
     """
 
-    paper: ClassVar[str] = f"{PAPER} (DTE-IG)"
+    paper: ClassVar[str] = "Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024 (DTE-IG)"
     scoring: ClassVar[tuple[str, ...]] = ("score_by",)
 
-    def __init__(
-        self,
-        score_by: Literal["beta", "raw"] = "beta",
-        T: PositiveInt = 400,
-        drift: bool = False,
-        hidden: list[PositiveInt] = [256, 512, 256],  # noqa: B006
-        dropout: NonNegativeFloat = 0.5,
-        epochs: PositiveInt = 400,
-        batch_size: PositiveInt = 64,
-        lr: PositiveFloat = 1e-4,
-        weight_decay: NonNegativeFloat = 5e-4,
-        decay_lr: bool = False,
-    ) -> None:
-        super().__init__(T, drift, hidden, dropout, Recipe(epochs, batch_size, lr, weight_decay, decay_lr))
+    def __init__(self, score_by: Literal["beta", "raw"] = "beta", **shared: Any) -> None:
+        super().__init__(**shared)
         self.score_by = score_by
 
     def setup(self, spec: Spec) -> None:
@@ -175,44 +171,3 @@ class DTEIG(NoiseTime):
         """(B,) beta = u^2, or u."""
         u_B = self.net(views.x.to(self.abar))[:, 0]
         return u_B if self.score_by == "raw" else u_B.square()
-
-
-class DTEGaussian(NoiseTime):
-    """DTE-Gaussian: the noise time by regression, one of the paper's three parametrisations.
-
-    Args:
-        T: number of noise levels.
-        drift: shrink the row as DDPM does (published: no).
-        hidden: widths of the layers.
-        dropout: after each hidden layer but the first.
-        epochs: epochs to train.
-        batch_size: rows per optimiser step.
-        lr: learning rate of Adam.
-        weight_decay: coupled L2.
-        decay_lr: cosine decay of the learning rate to 0.
-    """
-
-    paper: ClassVar[str] = f"{PAPER} (DTE-Gaussian)"
-
-    def __init__(
-        self,
-        T: PositiveInt = 400,
-        drift: bool = False,
-        hidden: list[PositiveInt] = [256, 512, 256],  # noqa: B006
-        dropout: NonNegativeFloat = 0.5,
-        epochs: PositiveInt = 400,
-        batch_size: PositiveInt = 64,
-        lr: PositiveFloat = 1e-4,
-        weight_decay: NonNegativeFloat = 5e-4,
-        decay_lr: bool = False,
-    ) -> None:
-        super().__init__(T, drift, hidden, dropout, Recipe(epochs, batch_size, lr, weight_decay, decay_lr))
-
-    def loss(self, views: Views, generator: torch.Generator) -> Tensor:
-        """mean (t_theta(x_t) - t / T)^2; scalar."""
-        x_t, t_B = self.noised(views, generator)
-        return (self.net(x_t)[:, 0] - t_B / len(self.abar)).square().mean()
-
-    def score(self, views: Views) -> Tensor:
-        """(B,) predicted time, in units of T."""
-        return self.net(views.x.to(self.abar))[:, 0]

@@ -1,7 +1,7 @@
 """DTE-NP, diffusion time estimation without a network: how much noise would take a training row here?
 
-With training row x_0 and noise variance v, p(v | x) is InverseGamma(a = D/2 - 1, b = ||x - x_0||^2 / 2) under a flat prior;
-averaging over the K nearest rows makes it robust. Livernoche et al. 2024.
+With training row x_0 and noise variance v, p(v | x) is InverseGamma(a = D/2 - 1, b = ||x - x_0||^2 / 2) under a flat
+prior; averaging over the K nearest rows makes it robust. Livernoche et al. 2024.
 """
 
 from typing import ClassVar, Literal
@@ -26,15 +26,16 @@ class DTENP(Detector):
 
     Args:
         k: number of neighbours; the published tables use 5 (dte_semi) and 32 (dte_unsup).
-        scorer: mean_dist (the published column), mean_sq_dist, kth_dist; mode = mean_sq_dist / D, the peak of the inverse
-            gamma; grid_argmax (the released code) and grid_mean over the times of p(t | x) at the mean squared distance;
-            exact_argmax and exact_mean over the sum of all training rows instead of the K nearest.
+        scorer: mean_dist (the published column), mean_sq_dist, kth_dist; mode = mean_sq_dist / D, the peak of the
+            inverse gamma; grid_argmax (the released code) and grid_mean over the times of p(t | x) at the mean squared
+            distance; exact_argmax and exact_mean over all training rows instead of the K nearest.
         T: length of the time grid of the grid and exact scorers.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
     paper: ClassVar[str] = "Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024 (DTE-NP)"
     scoring: ClassVar[tuple[str, ...]] = ("k", "scorer", "T")
+    bank: Tensor
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class DTENP(Detector):
     def fit(self, train: Views) -> None:
         """Keep the training features."""
         require_neighbours(self.k, len(train))
-        self.bank = train.features
+        self.bank = train.features.detach()
 
     def score(self, views: Views) -> Tensor:
         """(B,) distance or time, whichever the scorer says."""

@@ -22,6 +22,7 @@ class KNN(Detector):
     needs: ClassVar[tuple[str, ...]] = ("features",)
     paper: ClassVar[str] = "Ramaswamy et al., Efficient Algorithms for Mining Outliers, SIGMOD 2000"
     scoring: ClassVar[tuple[str, ...]] = ("k", "aggregate")
+    bank: Tensor
 
     def __init__(self, k: PositiveInt = 5, aggregate: Literal["kth", "mean", "mean_sq"] = "kth") -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class KNN(Detector):
     def fit(self, train: Views) -> None:
         """Keep the training features."""
         require_neighbours(self.k, len(train))
-        self.bank = train.features
+        self.bank = train.features.detach()
 
     def score(self, views: Views) -> Tensor:
         """(B,) distance to the k-th neighbour, or the mean over the k."""

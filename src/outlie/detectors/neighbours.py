@@ -1,4 +1,4 @@
-"""Exact nearest neighbours in chunks: squared distances as matrix products, then recomputed exactly for the few that count."""
+"""Exact nearest neighbours in chunks: matrix products find the candidates, differences give their distances."""
 
 import torch
 from torch import Tensor

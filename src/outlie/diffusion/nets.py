@@ -74,7 +74,7 @@ class TabularResNet(nn.Module):
 
 
 def time_mlp(dim: int, hidden: tuple[int, ...], dropout: float, out: int) -> nn.Sequential:
-    """The DTE network: ReLU layers of widths `hidden`, dropout after each but the first, no normalisation, no time input.
+    """The DTE network: ReLU layers of widths `hidden`, dropout after each but the first, no normalisation, no time.
 
     At hidden = (256, 512, 256) and D = 21 it has 270,343 parameters with 7 outputs, 268,801 with one.
     """

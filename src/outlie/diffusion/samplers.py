@@ -37,8 +37,7 @@ def reverse(
         abar: abar_t for every t.
         times: strictly decreasing time indices, the last is 0.
         generator: where the posterior noise sqrt(beta_t (1 - abar_s) / (1 - abar_t)) z is drawn from, None = no noise.
-            (Released code: its variance is beta_t (1 - abar_s)/(1 - abar_t).) One z serves all rows of a step, so that a row's
-            result does not depend on the batch it comes in.
+            One z serves all rows of a step, so that a row's result does not depend on the batch it comes in.
     """
     for position, t in enumerate(times):
         abar_s = abar[times[position + 1]] if position + 1 < len(times) else 1.0

@@ -1,4 +1,4 @@
-"""From stored scores to everything that a result says about them: metrics, intervals, the threshold and what it realises."""
+"""From stored scores to what a result says about them: metrics, intervals, the threshold and what it realises."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ TRAINER_NUMBERS = {"precision", "max_epochs"}
 
 
 def identity(cfg: dict[str, Any]) -> dict[str, Any]:
-    """What a run's numbers depend on: the config less paths, logger, devices and metrics; a file counts by its content."""
+    """What a run's numbers depend on: no paths, logger, devices or metrics; a file counts by its content."""
     kept = {name: section for name, section in cfg.items() if name not in NO_NUMBER}
     if isinstance(cfg.get("trainer"), dict):
         kept["trainer"] = {name: value for name, value in cfg["trainer"].items() if name in TRAINER_NUMBERS}
