@@ -1,16 +1,25 @@
 """Several processes for one run: started by outlie itself, by torchrun or by SLURM; all ranks walk the same stages."""
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
+from outlie.errors import UserError
 from outlie.trainer import Options
+
+GRACE_S = 10  # that the others have to say what happened, once one process has failed
 
 
 def started() -> bool:
@@ -26,21 +35,98 @@ def wanted(options: Options) -> int:
 
 
 def launch(cfg: DictConfig, module: str, processes: int) -> int:
-    """Run `python -m module CONFIG` in so many processes under torchrun and return its exit code."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Run `python -m module CONFIG` in so many processes, end all when one fails, and return the exit code.
+
+    torchrun would do, but it hides a user's mistake in forty lines of its own and imports torch once more.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the processes would outlive this one
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as files:
         config = Path(folder) / "config.yaml"
         OmegaConf.save(cfg, config)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
-        return subprocess.run([*torchrun, "-m", module, str(config)], env=environment).returncode
+        said = [files.enter_context(open(Path(folder) / f"{rank}.txt", "w+")) for rank in range(processes)]
+        shared = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes),
+        }  # fmt: skip
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", module, str(config)], stderr=said[rank] if rank else None,
+                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(processes)
+        ]  # fmt: skip
+        try:
+            return wait(ranks, said)
+        finally:
+            end(ranks)
 
 
-def join() -> None:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def wait(ranks: list[subprocess.Popen[bytes]], said: list[IO[str]]) -> int:
+    """The exit code once all are done, or soon after one failed; the words of the one to blame are shown."""
+    while not any(codes := [rank.poll() for rank in ranks]):
+        if None not in codes:
+            return 0
+        time.sleep(0.05)
+    first = next(rank for rank, code in enumerate(codes) if code)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        for rank in ranks:
+            rank.wait(GRACE_S)
+    codes = [rank.poll() for rank in ranks]
+    blamed = codes.index(2) if 2 in codes else first  # the others may only have lost their connection to it
+    code = codes[blamed] or 1
+    if blamed:  # rank 0 has spoken for itself
+        said[blamed].seek(0)
+        print(f"process {blamed}: {said[blamed].read().strip()}", file=sys.stderr)
+    if code < 0:
+        print(f"error: process {blamed} of {len(ranks)} was ended by signal {-code}", file=sys.stderr)
+    return max(code, 1)
+
+
+def end(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Leave no process behind: a Ctrl-C has reached them too, so they may be about to end by themselves."""
+    for ask in (lambda rank: None, lambda rank: rank.terminate(), lambda rank: rank.kill()):
+        for rank in ranks:
+            if rank.poll() is None:
+                ask(rank)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for rank in ranks:
+                rank.wait(3)
+
+
+def work(main: Callable[[DictConfig], int]) -> int:
+    """What a process that `launch` started does: the config's run; the exit code, mistakes without a traceback."""
+    cfg = OmegaConf.load(sys.argv[1])
+    assert isinstance(cfg, DictConfig)
+    try:
+        return main(cfg)
+    except UserError as error:
+        code, text = 2, str(error)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if cfg.debug:
+            raise
+        code, text = 1, f"{type(error).__name__}: {' '.join(str(error).split())}\ndebug=true shows the traceback"
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    print(f"error: {text}", file=sys.stderr)
+    return code
+
+
+def join(options: Options) -> None:
     """Enter the process group that the environment describes, once."""
     if started() and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        on_gpu = device(options).type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device(options))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")  # scores are gathered on the CPU
 
 
 def device(options: Options) -> torch.device:

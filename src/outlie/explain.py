@@ -23,7 +23,8 @@ def score_gradient(detector: Detector, views: Views) -> Tensor:
         scores = detector.score(Views(x=x_BD, features=x_BD))
     if scores.grad_fn is None:
         raise UserError(f"explain: {type(detector).__name__} does not run in torch, so its score has no gradient")
-    return torch.autograd.grad(scores.sum(), x_BD)[0].abs()
+    gradient = torch.autograd.grad(scores, x_BD, torch.ones_like(scores))[0].abs()
+    return gradient.nan_to_num(nan=0.0)  # a distance of 0 has no derivative: 0 is one of its subgradients
 
 
 def explain(detector: Detector, views: Views) -> tuple[str, Tensor]:

@@ -13,7 +13,7 @@ def rank_and_world() -> tuple[int, int]:
 def share(n: int) -> Tensor:
     """The rows of n that this rank works on: rank, rank + world, ...; every row belongs to exactly one rank."""
     rank, world = rank_and_world()
-    return torch.arange(rank, n, world)
+    return torch.arange(n)[rank::world]
 
 
 def gather_shares(part: Tensor, n: int) -> Tensor:

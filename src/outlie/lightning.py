@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from outlie.detectors.base import Detector, Views
 from outlie.detectors.training import Recipe
 from outlie.errors import UserError
 from outlie.gather import mean_over_ranks, rank_and_world
+from outlie.results import store
 from outlie.trainer import Options
 
 
@@ -32,7 +32,8 @@ class Batches:
         n = len(views)
         full, rest = divmod(n, batch_size)
         # a batch of one row has no batch statistics; where nothing else is there, it is kept
-        self.sizes = [batch_size] * full + ([] if full and (drop_last or rest == 1) else [rest] if rest else [])
+        too_few = rest < max(2, rank_and_world()[1])  # nor has a rank that gets no row a loss
+        self.sizes = [batch_size] * full + ([] if full and (drop_last or too_few) else [rest] if rest else [])
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -70,9 +71,11 @@ class Train(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False  # halves Lightning's own cost per step
         self.detector: Any = detector  # some hooks are optional
-        self.views, self.seed, self.on_epoch = views, seed, on_epoch
+        self.seed, self.on_epoch = seed, on_epoch
         self.recipe: Recipe = self.detector.recipe
-        self.epochs = min(self.recipe.epochs, max_epochs or self.recipe.epochs)
+        self.batches = Batches(views, self.recipe.batch_size, self.recipe.drop_last, self._order)
+        wanted = self.recipe.epochs_of(len(self.batches))
+        self.epochs = min(wanted, max_epochs or wanted)
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         self.losses: list[float] = []  # mean training loss of every epoch
 
@@ -80,14 +83,13 @@ class Train(L.LightningModule):
         return self.recipe.optimizer(self.detector)
 
     def train_dataloader(self) -> Batches:
-        self.batches = Batches(self.views, self.recipe.batch_size, self.recipe.drop_last, self._order)
         return self.batches
 
     def transfer_batch_to_device(self, batch: Views, device: torch.device, dataloader_idx: int) -> Views:
         return batch  # the views are there already
 
     def on_fit_start(self) -> None:
-        self.views = self.views.map(lambda t: t.to(self.device))
+        self.batches.views = self.batches.views.map(lambda t: t.to(self.device))
         self._optimizer: Any = self.optimizers()
         self._saved = time.monotonic()
 
@@ -120,15 +122,17 @@ class Train(L.LightningModule):
         stop = getattr(self.detector, "stop", None)
         if stop is not None and stop(self.losses):
             self.trainer.should_stop = True
-        if time.monotonic() - self._saved >= self.checkpoint_seconds:
+        since = mean_over_ranks(torch.tensor(time.monotonic() - self._saved, device=self.device))
+        if since >= self.checkpoint_seconds:  # one answer for all ranks: saving is a collective
             self.save()
 
     def save(self) -> None:
         """Keep the state at this epoch's end."""
-        whole = self.checkpoint.with_suffix(f".{os.getpid()}")
-        self.trainer.save_checkpoint(whole)
         if self.trainer.is_global_zero:
-            whole.replace(self.checkpoint)
+            with store.whole(self.checkpoint) as temporary:
+                self.trainer.save_checkpoint(temporary)
+        else:
+            self.trainer.save_checkpoint(self.checkpoint)  # writes nothing, takes part
         self._saved = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -186,7 +190,7 @@ def make_trainer(
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     return L.Trainer(
-        accelerator=options.accelerator,
+        accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu"}.get(options.accelerator, options.accelerator),
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=options.strategy,

@@ -18,9 +18,11 @@ def to(file: Path) -> Iterator[logging.Logger]:
     else:
         on_screen, in_file = logging.StreamHandler(sys.stderr), logging.FileHandler(file, encoding="utf-8")
         on_screen.setFormatter(logging.Formatter("%(message)s"))
+        on_screen.setLevel(logging.INFO)
         in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        in_file.handleError = lambda record: None  # a full disk is reported where a file that matters is written
         handlers = [on_screen, in_file]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     log.propagate = False
     for handler in handlers:
         log.addHandler(handler)

@@ -23,7 +23,7 @@ class Options:
         progress: bars; auto shows them on a terminal only
     """
 
-    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: PositiveInt | Literal["auto"] = 1
     num_nodes: PositiveInt = 1
     strategy: str = "auto"

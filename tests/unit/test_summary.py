@@ -93,7 +93,7 @@ def test_says_what_a_person_wants_to_know(tmp_path):
 
 def test_fits_80_columns_and_is_plain_without_a_terminal(tmp_path):
     result = copy.deepcopy(RESULT)
-    result["published"] = {"test": {"auroc": 0.95}}
+    result["published"] = {"test": {"auroc": {"mean": 0.95, "std": 0.002}}}
     text = rendered(result, tmp_path, width=80)
     lines = [line for line in text.splitlines() if str(tmp_path) not in line]  # a path stays whole, to be copied
     assert max(map(len, lines)) <= 80

@@ -69,6 +69,7 @@ def same_training(then: dict[str, Any], now: dict[str, Any], scoring: tuple[str,
         for key in sorted({*then[section], *now[section]})
         if then[section].get(key) != now[section].get(key) and not (section == "detector" and key in scoring)
     ]
+    changed += ["seed"] * (then["seed"] != now["seed"])  # the split is the seed's, so is what was trained on
     if changed:
         allowed = ", ".join(f"detector.{name}" for name in scoring) or "none"
         raise UserError(
@@ -120,7 +121,7 @@ def compute(
         **{name: trained[name] for name in kept},
         "run": str(run),
         "protocol": split.protocol if not other else f"{split.protocol}, every row",
-        "dataset": now["choices"]["dataset"],
+        "dataset": "/".join(filter(None, (now["choices"]["dataset"], now["dataset"].get("part")))),
         "data_sha256": split.data_sha256,
         "lints": split.findings,
         **evaluated.evaluate_scores(scores, metrics, seed, split.findings),

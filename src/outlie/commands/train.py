@@ -13,12 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from outlie import distributed, log, stages
 from outlie.build import build
 from outlie.detectors.base import set_up
-from outlie.errors import UserError
 from outlie.gather import rank_and_world
 from outlie.loggers import Trackers, open_loggers
 from outlie.metrics import cost
 from outlie.metrics.evaluation import Metrics
-from outlie.results import checkpoint, evaluated, store
+from outlie.results import checkpoint, evaluated, published, store
 from outlie.trainer import Options
 
 
@@ -35,7 +34,7 @@ def main(cfg: DictConfig) -> int:
         return 0
     if not distributed.started() and distributed.wanted(options) > 1:
         return distributed.launch(cfg, "outlie.commands.train", distributed.wanted(options))
-    distributed.join()
+    distributed.join(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     results = [run_cell(plain(cell), options, allow) for cell in cells]
@@ -84,6 +83,7 @@ def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[st
         if result["evaluated_with"] != evaluated.key(metrics):  # other metrics: the scores are there
             result |= evaluated.evaluate_scores(store.read_scores(folder), metrics, cfg["seed"], result["lints"])
             if first:
+                draw(folder, result)
                 store.write_json(folder / "result.json", result)
         if first:
             print(
@@ -104,7 +104,7 @@ def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[st
         except BaseException as error:
             trackers.close(ok=False)
             if isinstance(error, KeyboardInterrupt):
-                log.log.info("interrupted; the same command goes on from the last checkpoint")
+                log.log.debug("interrupted; the same command goes on from the last checkpoint")
             elif isinstance(error, Exception):
                 log.log.debug("%s", traceback.format_exc())
                 header = {"schema": store.SCHEMA, "status": "failed", "started": started, "finished": store.now()}
@@ -124,10 +124,7 @@ def compute(
     cfg: dict[str, Any], options: Options, metrics: Metrics, allow: list[str], folder: Path, trackers: Trackers
 ) -> dict[str, Any]:
     """The stages; writes scores.parquet, model.ckpt, metrics.csv and summary.png, returns the result."""
-    import polars as pl
-
     from outlie.metrics import latency
-    from outlie.results import plots
 
     seed, say, device = cfg["seed"], log.log.info, distributed.device(options)
     first = rank_and_world()[0] == 0
@@ -190,6 +187,7 @@ def compute(
         "rows": {"train": len(split.train), **{name: len(rows) for name, rows in held_out.items()}},
         "lints": lints,
         **evaluated.evaluate_scores(scores, metrics, seed, lints),
+        "published": {"test": cell} if (cell := published.cell(dataset, detector_name, split.protocol)) else {},
         "latency": None,
         "environment": store.environment(str(device)),
         "code_version": store.code_version(),
@@ -213,12 +211,19 @@ def compute(
     store.write_scores(folder / "scores.parquet", scores)
     checkpoint.save_model(folder / "model.ckpt", backbone, detector, spec, split.columns)
     store.write_curve(folder / "metrics.csv", losses)
-    plots.figure(pl.read_parquet(folder / "scores.parquet"), result, folder)
+    draw(folder, result)
     return result
 
 
+def draw(folder: Path, result: dict[str, Any]) -> None:
+    """summary.png, from the stored scores."""
+    import polars as pl
+
+    from outlie.results import plots
+
+    with store.writing(folder / "summary.png"):
+        plots.figure(pl.read_parquet(folder / "scores.parquet"), result, folder)
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main(OmegaConf.load(sys.argv[1])))  # type: ignore[arg-type]
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(distributed.work(main))

@@ -12,7 +12,7 @@ from outlie.diffusion.nets import TabularResNet
 from outlie.diffusion.samplers import reverse, reverse_times
 from outlie.diffusion.schedules import alpha_bars, diffuse, linear_betas
 from outlie.errors import UserError
-from outlie.options import NonNegativeFloat, PositiveFloat, PositiveInt
+from outlie.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class DDPM(Detector):
@@ -27,6 +27,7 @@ class DDPM(Detector):
         score_by: reconstruction = mean over features of (x - x_0hat)^2; full_path = sum over the steps of the mean
             squared step; noise_error = mean squared error of the predicted noise, averaged over `steps` levels.
         epochs: most epochs to train.
+        min_steps: more epochs where `epochs` would give fewer optimiser steps than this.
         batch_size: rows per optimiser step.
         lr: learning rate of Adam.
         weight_decay: coupled L2.
@@ -49,6 +50,7 @@ class DDPM(Detector):
         posterior_noise: bool = False,
         score_by: Literal["reconstruction", "full_path", "noise_error"] = "reconstruction",
         epochs: PositiveInt = 400,
+        min_steps: NonNegativeInt = 0,
         batch_size: PositiveInt = 64,
         lr: PositiveFloat = 1e-4,
         weight_decay: NonNegativeFloat = 5e-4,
@@ -60,7 +62,7 @@ class DDPM(Detector):
             raise UserError(
                 f"rec_start = {rec_start} lies outside the {T} noise levels; set detector.rec_start to {T} or less"
             )
-        self.recipe = Recipe(epochs, batch_size, lr, weight_decay, decay_lr=decay_lr, drop_last=True)
+        self.recipe = Recipe(epochs, batch_size, lr, weight_decay, min_steps, decay_lr, drop_last=True)
         self.early_stop, self.rec_start, self.steps, self.score_by = early_stop, rec_start, steps, score_by
         self.forward_noise, self.posterior_noise = forward_noise, posterior_noise
         abar = alpha_bars(linear_betas(T))

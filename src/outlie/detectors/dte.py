@@ -15,7 +15,7 @@ from outlie.detectors.training import Recipe
 from outlie.diffusion.nets import time_mlp
 from outlie.diffusion.schedules import alpha_bars, diffuse, diffuse_without_drift, linear_betas
 from outlie.errors import UserError
-from outlie.options import NonNegativeFloat, PositiveFloat, PositiveInt
+from outlie.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class DTEGaussian(Detector):
@@ -27,6 +27,7 @@ class DTEGaussian(Detector):
         hidden: widths of the layers.
         dropout: after each hidden layer but the first.
         epochs: epochs to train.
+        min_steps: more epochs where `epochs` would give fewer optimiser steps than this.
         batch_size: rows per optimiser step.
         lr: learning rate of Adam.
         weight_decay: coupled L2.
@@ -46,6 +47,7 @@ class DTEGaussian(Detector):
         hidden: list[PositiveInt] = [256, 512, 256],  # noqa: B006 (a signature is a schema; never changed in place)
         dropout: NonNegativeFloat = 0.5,
         epochs: PositiveInt = 400,
+        min_steps: NonNegativeInt = 0,
         batch_size: PositiveInt = 64,
         lr: PositiveFloat = 1e-4,
         weight_decay: NonNegativeFloat = 5e-4,
@@ -53,7 +55,7 @@ class DTEGaussian(Detector):
     ) -> None:
         super().__init__()
         self.drift, self.hidden, self.dropout = drift, tuple(hidden), dropout
-        self.recipe = Recipe(epochs, batch_size, lr, weight_decay, decay_lr)
+        self.recipe = Recipe(epochs, batch_size, lr, weight_decay, min_steps, decay_lr)
         self.register_buffer("abar", alpha_bars(linear_betas(T)).float(), persistent=False)
 
     def setup(self, spec: Spec) -> None:

@@ -12,6 +12,7 @@ class Recipe:
     """Adam on shuffled batches for so many epochs.
 
     Args:
+        min_steps: more epochs where `epochs` would give fewer optimiser steps than this: a small table needs them.
         drop_last: leave out an epoch's last, smaller batch (only where there is a full one).
         decay_lr: cosine decay of the learning rate to 0 over all steps.
     """
@@ -20,8 +21,13 @@ class Recipe:
     batch_size: int
     lr: float
     weight_decay: float = 0.0
+    min_steps: int = 0
     decay_lr: bool = False
     drop_last: bool = False
+
+    def epochs_of(self, steps_an_epoch: int) -> int:
+        """Epochs to train with so many batches in each."""
+        return max(self.epochs, math.ceil(self.min_steps / steps_an_epoch))
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """Adam with coupled L2 (not AdamW), fused: two thirds of the time of the plain one on a small network."""

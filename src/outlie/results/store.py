@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from polars.exceptions import PolarsError
+
 from outlie.errors import UserError
 
 SCHEMA = 1
@@ -80,17 +82,25 @@ def stage_folder(cfg: dict[str, Any], scoring: tuple[str, ...]) -> Path:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """UserError where the disk does not take `path`; on a full one torch and polars raise errors of their own."""
+    try:
+        yield
+    except (OSError, RuntimeError, PolarsError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = reason or f"the disk took only a part ({str(error).splitlines()[0]})"
+        raise UserError(f"cannot write {path}: {reason}; free space or choose another output_dir=") from error
+
+
+@contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends well, and vanishes when it does not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another output_dir="
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -189,16 +189,20 @@ def _table(result: Mapping[str, Any], name: str, metrics: Mapping[str, float | N
     if intervals:
         table.add_column("95 % interval", justify="right", no_wrap=True)
     if published:
-        table.add_column("published", justify="right", no_wrap=True)
-    table.add_column("", style="dim")
+        table.add_column("published (std)", justify="right", no_wrap=True)
+    else:  # both do not fit into 80 columns
+        table.add_column("", style="dim")
     for key, value in metrics.items():
         row = [key, "-" if value is None else f"{100 * value:.2f}"]
         if intervals:
             ends = intervals.get(key)
             row.append(f"{100 * ends[0]:.1f} - {100 * ends[1]:.1f}" if ends else "")
         if published:
-            row.append(f"{100 * theirs:.2f}" if (theirs := published.get(key)) is not None else "")
-        table.add_row(*row, MEANING.get(key, ""))
+            theirs = published.get(key)
+            row.append(f"{100 * theirs['mean']:.2f} ({100 * theirs['std']:.2f})" if theirs else "")
+        else:
+            row.append(MEANING.get(key, ""))
+        table.add_row(*row)
     return table
 
 

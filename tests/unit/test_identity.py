@@ -1,0 +1,46 @@
+"""The identity backbone standardises with the protocol's mean and scale, as scikit-learn does."""
+
+import numpy as np
+import torch
+from sklearn.preprocessing import StandardScaler
+
+from outlie.backbones.identity import Identity
+from outlie.data.split import Rows, Split
+
+
+def split_of(train: np.ndarray) -> Split:
+    scaler = StandardScaler().fit(train)
+    x = torch.as_tensor(train, dtype=torch.float64)
+    mean, scale = torch.as_tensor(scaler.mean_), torch.as_tensor(scaler.scale_)
+    return Split("test", Rows(x, torch.arange(len(x))), {}, None, mean, scale, "")
+
+
+def test_views_are_scikit_learns_standardisation():
+    rng = np.random.default_rng(0)
+    train = np.c_[rng.normal(5, 3, (50, 2)), np.full(50, 7.0)]  # with a constant column
+    test = rng.normal(size=(4, 3))
+    backbone = Identity()
+    backbone.setup(split_of(train))
+    views = backbone(torch.as_tensor(test))
+    np.testing.assert_allclose(views.x, StandardScaler().fit(train).transform(test), rtol=1e-12)
+    assert torch.equal(views.features, views.x)
+    assert views.x.dtype == torch.float64
+    assert views.logits is None and views.y is None
+    np.testing.assert_allclose(backbone(torch.as_tensor(train)).x.std(0, correction=0), [1, 1, 0], atol=1e-12)
+
+
+def test_small_integers_do_not_overflow():
+    train = np.array([[0, 255], [200, 10], [100, 100]], dtype=np.uint8)
+    backbone = Identity()
+    backbone.setup(split_of(train))
+    expected = StandardScaler().fit_transform(train.astype(float))
+    np.testing.assert_allclose(backbone(torch.as_tensor(train)).x, expected, rtol=1e-12)
+
+
+def test_a_fresh_backbone_takes_its_sizes_from_the_checkpoint():
+    first, second = Identity(), Identity()
+    first.setup(split_of(np.random.default_rng(0).normal(5, 3, (50, 4))))
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert torch.equal(first(x).x, second(x).x)
+    assert set(Identity.provides) == {"x", "features"}
