@@ -12,7 +12,18 @@ from pathlib import Path
 from outlie.results import published
 
 HERE = Path(__file__).parent
-COLUMNS = ["dataset", "detector", "protocol", "seeds", "mean", "std", "published_mean", "published_std", "inside", "cpu_s"]
+COLUMNS = [
+    "dataset",
+    "detector",
+    "protocol",
+    "seeds",
+    "mean",
+    "std",
+    "published_mean",
+    "published_std",
+    "inside",
+    "cpu_s",
+]
 
 if __name__ == "__main__":
     cells: dict[tuple[str, str, str], list[dict[str, str]]] = {}

@@ -39,10 +39,10 @@ KINDS = {
 }
 
 
-def cpu(work) -> float:
+def cpu(work, *arguments) -> float:
     """CPU seconds of a call."""
     start = time.process_time()
-    work()
+    work(*arguments)
     return time.process_time() - start
 
 
@@ -109,13 +109,13 @@ if __name__ == "__main__":
                 for loop in (through_lightning, bare, as_released):
                     detector = set_up(kind(epochs), spec)
                     label = {"through_lightning": "outlie"}.get(loop.__name__, loop.__name__)
-                    spent = cpu(lambda detector=detector, loop=loop: loop(detector, views))
+                    spent = cpu(loop, detector, views)
                     seconds.setdefault((dataset, f"train {name}, {epochs} epochs", label), []).append(spent)
                 if name == "DDPM":
                     work = f"score DDPM, {len(test)} rows"
-                    spent = cpu(lambda detector=detector: stages.score(detector, test, torch.device("cpu")))
+                    spent = cpu(stages.score, detector, test, torch.device("cpu"))
                     seconds.setdefault((dataset, work, "outlie"), []).append(spent)
-                    spent = cpu(lambda detector=detector: score_as_released(detector, test.x))
+                    spent = cpu(score_as_released, detector, test.x)
                     seconds.setdefault((dataset, work, "as_released"), []).append(spent)
     with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
         table = csv.writer(file)

@@ -123,7 +123,8 @@ class Train(L.LightningModule):
         if stop is not None and stop(self.losses):
             self.trainer.should_stop = True
         since = mean_over_ranks(torch.tensor(time.monotonic() - self._saved, device=self.device))
-        if since >= self.checkpoint_seconds:  # one answer for all ranks: saving is a collective
+        # one answer for all ranks, as saving is a collective; a last state would be resumed beyond the stop
+        if since >= self.checkpoint_seconds and not self.trainer.should_stop:
             self.save()
 
     def save(self) -> None:
@@ -190,7 +191,9 @@ def make_trainer(
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     return L.Trainer(
-        accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu"}.get(options.accelerator, options.accelerator),
+        accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu"}.get(
+            options.accelerator, options.accelerator
+        ),
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=options.strategy,

@@ -31,4 +31,5 @@ def to(file: Path) -> Iterator[logging.Logger]:
     finally:
         for handler in handlers:
             log.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take
+                handler.close()

@@ -47,13 +47,13 @@ def spec_of(views: Views, seed: int, backbone: nn.Module) -> Spec:
 
 
 @contextlib.contextmanager
-def threads(options: Options, flops: float) -> Iterator[None]:
+def threads(flops: float) -> Iterator[None]:
     """One CPU thread where a step is too small to share (under 1 GFLOP): a second one is mostly waited for.
 
     Measured on 2 loaded cores: a DDPM step of 64 rows took 145 CPU ms with two threads, 5 ms with one.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(options.threads or (1 if flops < 1e9 else before))
+    torch.set_num_threads(1 if flops < 1e9 else before)
     try:
         yield
     finally:
@@ -77,9 +77,11 @@ def train(
             child.compile()
     trainer = make_trainer(options, folder, module.epochs, [Bar(title)] if bar else None)
     detector.train()
+    if state.exists():
+        load_state(state)  # a broken one is said before Lightning meets it
     flops = 6.0 * sum(p.numel() for p in detector.parameters()) * detector.recipe.batch_size
     try:
-        with threads(options, flops):
+        with threads(flops):
             trainer.fit(module, ckpt_path=state if state.exists() else None, weights_only=True)
     except SystemExit as exit:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from exit
@@ -120,7 +122,9 @@ def score(detector: Detector, views: Views, device: torch.device, rows_at_once: 
     """(n,) float64 scores of all rows, in order, on every rank; each rank computes its share."""
     detector.eval().to(device)
     mine = share(len(views)).split(rows_at_once)
-    parts = [detector.score(views[rows].map(lambda t: t.to(device))).double().cpu() for rows in mine if len(rows)]
+    numbers = sum(t.numel() for t in (*detector.parameters(), *detector.buffers()))
+    with threads(2.0 * numbers * min(len(views), rows_at_once)):
+        parts = [detector.score(views[rows].map(lambda t: t.to(device))).double().cpu() for rows in mine if len(rows)]
     return gather_shares(torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64), len(views))
 
 

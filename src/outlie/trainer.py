@@ -17,7 +17,7 @@ class Options:
         strategy: any Lightning strategy: auto, ddp, fsdp, ...
         precision: of the training arithmetic; scores and metrics stay float64 where they are defined so
         max_epochs: a cap for every training stage; null leaves each stage its own number
-        threads: CPU threads of torch; null leaves torch's choice
+        threads: most CPU threads; null leaves torch's choice; work too small to share takes one
         compile: torch.compile the training step
         checkpoint_seconds: at least this long between two checkpoints of an unfinished training
         progress: bars; auto shows them on a terminal only

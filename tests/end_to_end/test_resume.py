@@ -11,7 +11,7 @@ from outlie.lightning import Train
 
 from .conftest import QUICK, only, scores_of, start
 
-EPOCHS = 300
+EPOCHS = 100
 WORDS = ("train", "detector=dte_c", f"detector.epochs={EPOCHS}", "trainer.checkpoint_seconds=0", *QUICK)
 
 

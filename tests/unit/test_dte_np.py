@@ -40,7 +40,9 @@ def test_distance_scorers_are_scikit_learns():
     distances = k_distances(train, test, 5)
     np.testing.assert_allclose(scores(train, test), distances.mean(1), rtol=1e-9)
     np.testing.assert_allclose(scores(train, test, scorer="mean_sq_dist"), (distances**2).mean(1), rtol=1e-9)
-    np.testing.assert_allclose(scores(train, test, scorer="kth_dist", k=9), k_distances(train, test, 9)[:, 8], rtol=1e-9)
+    np.testing.assert_allclose(
+        scores(train, test, scorer="kth_dist", k=9), k_distances(train, test, 9)[:, 8], rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 6, 40])

@@ -55,7 +55,9 @@ def test_blocks_do_not_show(monkeypatch, rows_in_a_block):
     squared, index = nearest_neighbours(x, bank, 5)
     torch.testing.assert_close(squared, whole[0], rtol=1e-12, atol=0)
     torch.testing.assert_close(bank[index], bank[whole[1]])
-    torch.testing.assert_close(log_sum_exp_kernel(x, bank, torch.tensor([0.5, 2.0]).double()), kernel, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        log_sum_exp_kernel(x, bank, torch.tensor([0.5, 2.0]).double()), kernel, rtol=1e-12, atol=0
+    )
 
 
 def test_more_neighbours_than_rows_gives_them_all():

@@ -1,5 +1,7 @@
 """The reverse chain, against Ho et al. 2020 and Bayes' rule for Gaussians."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -92,7 +94,7 @@ def test_strided_times_fall_strictly_from_start_to_0():
         times = reverse_times(60, steps)
         assert len(times) == min(steps, 60)
         assert times[0] == 59
-        assert all(a > b for a, b in zip(times, times[1:]))
+        assert all(a > b for a, b in itertools.pairwise(times))
         assert steps == 1 or times[-1] == 0
     assert np.ptp(np.diff(reverse_times(250, 10))) <= 1  # evenly spaced
     assert reverse_times(1, None) == reverse_times(1, 5) == [0]

@@ -1,5 +1,6 @@
 """Run folders: what a hash depends on, files whole or not at all, one process at a time, nothing unpickled."""
 
+import functools
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from outlie.errors import UserError
 from outlie.results import checkpoint, store
 
 
+@functools.cache
 def config(*words: str) -> dict:
     return OmegaConf.to_container(compose("train", list(words)))
 
@@ -123,10 +125,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 def test_a_disk_that_is_full_is_told(tmp_path):
     path = tmp_path / "file.txt"
-    with pytest.raises(UserError, match=r"cannot write .*file\.txt: No space left on device; free space"):
-        with store.whole(path) as temporary:
-            temporary.write_text("half")
-            raise OSError(28, "No space left on device")
+    told = pytest.raises(UserError, match=r"cannot write .*file\.txt: No space left on device; free space")
+    with told, store.whole(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="choose another output_dir="):

@@ -1,4 +1,4 @@
-"""Training: batches, Adam's steps in closed form, interruption and resumption, early stop, the loss that is no number."""
+"""Training: batches, Adam's steps in closed form, interruption and resumption, early stop, a loss that is no number."""
 
 import math
 from collections import Counter
@@ -59,7 +59,7 @@ def test_an_epoch_covers_every_row_once_in_an_order_of_its_own():
     for epoch in (first, second):
         assert Counter(row for batch in epoch for row in batch) == Counter(range(30))
     assert first != second
-    assert sum(first, []) != list(range(30))
+    assert [row for batch in first for row in batch] != list(range(30))
     dropped = Counter(row for epoch in epochs_of(30, 8, drop_last=True, epochs=40) for batch in epoch for row in batch)
     assert len(dropped) == 30  # what is left out changes from epoch to epoch
 
@@ -72,7 +72,7 @@ class Probe(Detector):
     def __init__(self, slope: float = 1.0, **recipe) -> None:
         super().__init__()
         self.recipe = Recipe(**({"epochs": 3, "batch_size": 8, "lr": 0.01} | recipe))
-        self.slope, self.seen, self.steps = slope, [], 0
+        self.slope, self.seen, self.drawn, self.steps = slope, [], [], 0
 
     def setup(self, spec: Spec) -> None:
         self.w = nn.Parameter(torch.ones(1))
@@ -80,13 +80,16 @@ class Probe(Detector):
     def loss(self, views: Views, generator: torch.Generator) -> torch.Tensor:
         self.steps += 1
         self.seen += views.x[:, 0].int().tolist()
+        self.drawn.append((torch.rand(1, generator=generator).item(), torch.rand(1).item()))
         return (self.slope * self.w).sum()
 
     def score(self, views: Views) -> torch.Tensor:
         return views.x[:, 0]
 
 
-def run(detector: Detector, folder: Path, views: Views | None = None, options: Options = OPTIONS, seed: int = 0) -> dict:
+def run(
+    detector: Detector, folder: Path, views: Views | None = None, options: Options = OPTIONS, seed: int = 0
+) -> dict:
     views = numbered(32) if views is None else views
     set_up(detector, Spec({"x": tuple(views.x.shape[1:])}, seed=seed))
     return stages.train(detector, views, seed, options, folder)
@@ -99,6 +102,17 @@ def test_every_row_once_an_epoch_through_lightning(tmp_path):
     assert probe.steps == 4 * 4 and len(spent["losses"]) == 4
     assert spent["train_s"] > 0 and spent["train_cpu_s"] > 0
     assert not probe.training  # ready to score
+
+
+def test_every_epoch_has_an_order_and_noise_of_its_own(tmp_path):
+    probe = Probe(epochs=3)
+    run(probe, tmp_path)
+    assert len({tuple(probe.seen[32 * epoch : 32 * epoch + 32]) for epoch in range(3)}) == 3
+    noise, dropout = zip(*probe.drawn, strict=True)  # the generator's and the global one's, which dropout draws from
+    assert len(set(noise)) == len(set(dropout)) == 12
+    other = Probe(epochs=3)
+    run(other, tmp_path / "other seed", seed=1)
+    assert not set(probe.drawn) & set(other.drawn) and probe.seen != other.seen
 
 
 def test_adam_steps_by_the_learning_rate(tmp_path):
@@ -135,6 +149,15 @@ def test_max_epochs_caps(tmp_path):
     probe = Probe(decay_lr=True)
     run(probe, tmp_path / "cosine", options=Options(accelerator="cpu", max_epochs=2))
     assert probe.w.item() == pytest.approx(1 - sum(0.005 * (1 + math.cos(math.pi * i / 8)) for i in range(8)), rel=1e-4)
+
+
+def test_a_small_table_gets_more_epochs(tmp_path):
+    # 32 rows are 4 batches: 3 epochs are 12 steps
+    for min_steps, epochs in ((0, 3), (12, 3), (13, 4), (40, 10)):
+        probe = Probe(min_steps=min_steps, decay_lr=True)
+        assert len(run(probe, tmp_path / str(min_steps))["losses"]) == epochs
+    probe = Probe(min_steps=40)
+    assert len(run(probe, tmp_path / "cap", options=Options(accelerator="cpu", max_epochs=2))["losses"]) == 2
 
 
 def test_stop_is_asked_after_each_epoch_and_obeyed(tmp_path):

@@ -93,8 +93,8 @@ def compute(
     device = distributed.device(options)
     backbone = build(now["backbone"], allow)
     columns = checkpoint.load_model(run / "model.ckpt", backbone, detector)
-    own = build(then["dataset"], allow).load(seed)
-    other = now["dataset"] != then["dataset"]
+    other = store.identity(now)["dataset"] != store.identity(then)["dataset"]  # a file may have moved
+    own = build((then if other else now)["dataset"], allow).load(seed)
     split = build(now["dataset"], allow).load(now["seed"]) if other else own
     if split.train.x.shape[1:] != own.train.x.shape[1:] or split.columns != columns:
         raise UserError(

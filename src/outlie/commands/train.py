@@ -197,7 +197,7 @@ def compute(
     rows = next(iter(split.tests.values())).x
     backbone.to(device)
     if metrics.latency:
-        with stages.threads(options, 0):  # batch 1 on one thread: what a row costs a core
+        with stages.threads(0):  # batch 1 on one thread: what a row costs a core
             result["latency"] = latency.measure(backbone, detector, rows, device, metrics.latency_seconds)
     losses = spent.pop("losses", [])
     result["cost"] = {

@@ -44,18 +44,18 @@ class DDPM(Detector):
     def __init__(
         self,
         T: PositiveInt = 1000,
-        rec_start: PositiveInt = 250,
-        steps: PositiveInt | None = None,
+        rec_start: PositiveInt = 100,
+        steps: PositiveInt | None = 5,
         forward_noise: bool = False,
         posterior_noise: bool = False,
         score_by: Literal["reconstruction", "full_path", "noise_error"] = "reconstruction",
-        epochs: PositiveInt = 400,
-        min_steps: NonNegativeInt = 0,
+        epochs: PositiveInt = 20,
+        min_steps: NonNegativeInt = 300,
         batch_size: PositiveInt = 64,
-        lr: PositiveFloat = 1e-4,
+        lr: PositiveFloat = 3e-3,
         weight_decay: NonNegativeFloat = 5e-4,
-        decay_lr: bool = False,
-        early_stop: bool = True,
+        decay_lr: bool = True,
+        early_stop: bool = False,
     ) -> None:
         super().__init__()
         if rec_start > T:

@@ -46,12 +46,12 @@ class DTEGaussian(Detector):
         drift: bool = False,
         hidden: list[PositiveInt] = [256, 512, 256],  # noqa: B006 (a signature is a schema; never changed in place)
         dropout: NonNegativeFloat = 0.5,
-        epochs: PositiveInt = 400,
-        min_steps: NonNegativeInt = 0,
+        epochs: PositiveInt = 30,
+        min_steps: NonNegativeInt = 1000,
         batch_size: PositiveInt = 64,
-        lr: PositiveFloat = 1e-4,
+        lr: PositiveFloat = 3e-3,
         weight_decay: NonNegativeFloat = 5e-4,
-        decay_lr: bool = False,
+        decay_lr: bool = True,
     ) -> None:
         super().__init__()
         self.drift, self.hidden, self.dropout = drift, tuple(hidden), dropout
@@ -147,13 +147,16 @@ class DTEIG(DTEGaussian):
 
     Args:
         score_by: beta = u^2; raw = the signed output u, as released, which can rank anomalies last.
+        dropout: after each hidden layer but the first.
     """
 
     paper: ClassVar[str] = "Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024 (DTE-IG)"
     scoring: ClassVar[tuple[str, ...]] = ("score_by",)
 
-    def __init__(self, score_by: Literal["beta", "raw"] = "beta", **shared: Any) -> None:
-        super().__init__(**shared)
+    def __init__(
+        self, score_by: Literal["beta", "raw"] = "beta", dropout: NonNegativeFloat = 0.1, **shared: Any
+    ) -> None:
+        super().__init__(dropout=dropout, **shared)
         self.score_by = score_by
 
     def setup(self, spec: Spec) -> None:

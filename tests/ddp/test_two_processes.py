@@ -1,0 +1,168 @@
+"""Two processes give what one gives; what goes wrong in one ends both, in time and in a word."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from outlie import cli
+
+LIMIT_S = 150  # a hang ends a test, not the suite
+SPY = '''
+"""As outlie.commands.train, and every rank's weights are kept; where FAIL names a rank, that one breaks."""
+import os, sys, torch
+from outlie import distributed, stages
+from outlie.commands import train
+from outlie.errors import UserError
+
+rank, kept, train_ = os.environ["RANK"], os.environ["KEPT"], stages.train
+
+def spy(detector, *words, **options):
+    if os.environ.get("FAIL") == rank:
+        raise {"user": UserError("a mistake on one rank"), "bug": RuntimeError("a bug on one rank")}[os.environ["HOW"]]
+    if os.environ.get("FAIL") == "killed" and rank == "1":
+        os.kill(os.getpid(), 9)
+    spent = train_(detector, *words, **options)
+    torch.save({"weights": detector.state_dict(), "losses": spent["losses"]}, f"{kept}/{rank}.pt")
+    return spent
+
+stages.train = spy
+sys.exit(distributed.work(train.main))
+'''
+
+
+def run(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "outlie.cli", "train", "metrics=fast", "trainer=cpu", *words]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(env), text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL, capture_output=True
+    )
+
+
+def environment(more: dict[str, str]) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"} | more
+
+
+def only(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+@pytest.mark.parametrize("detector", ["knn", "dte_np"])
+def test_two_processes_score_as_one(detector, tmp_path):
+    alone = ("metrics=fast", "trainer=cpu", "trainer.threads=1", f"output_dir={tmp_path / 'one'}")
+    assert cli.main(["train", f"detector={detector}", *alone]) == 0
+    done = run(f"detector={detector}", "trainer.devices=2", "output_dir=two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("auroc") == 1  # one rank speaks
+    assert done.stderr.count("fit  ") == 1
+    assert "Traceback" not in done.stderr
+    one, two = (only(tmp_path / processes / "train") for processes in ("one", "two"))
+    assert one.name == two.name  # the number of processes is no part of what a run is
+    first, second = pl.read_parquet(one / "scores.parquet"), pl.read_parquet(two / "scores.parquet")
+    assert first.drop("score").equals(second.drop("score"))
+    np.testing.assert_allclose(first["score"], second["score"], rtol=1e-6, atol=1e-6)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["rows"] == results[1]["rows"]
+
+
+@pytest.fixture
+def spied(tmp_path):
+    """`spied(...)`: a training by two processes that keep their weights in `kept`."""
+    (tmp_path / "spy.py").write_text(SPY)
+    (tmp_path / "kept").mkdir()
+    start = "import sys, functools\nfrom outlie import cli, distributed\nlaunch = distributed.launch\n"
+    start += "distributed.launch = lambda cfg, module, processes: launch(cfg, 'spy', processes)\n"
+    start += "sys.exit(cli.main(sys.argv[1:]))"
+
+    def call(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        options = ("detector=dte_c", "detector.epochs=2", "metrics=fast", "trainer=cpu", "trainer.devices=2")
+        return subprocess.run(
+            [sys.executable, "-c", start, "train", *options, *words], cwd=tmp_path, text=True, timeout=LIMIT_S,
+            stdin=subprocess.DEVNULL, capture_output=True,
+            env=environment({"PYTHONPATH": str(tmp_path), "KEPT": str(tmp_path / "kept"), **env}),
+        )  # fmt: skip
+
+    return call
+
+
+def test_a_trained_detector(spied, tmp_path):
+    done = spied("trainer.checkpoint_seconds=0")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("train  ") == 1
+    ranks = [torch.load(tmp_path / "kept" / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert ranks[0]["losses"] == ranks[1]["losses"]
+    assert len(ranks[0]["losses"]) == 2
+    for name, tensor in ranks[0]["weights"].items():
+        assert torch.equal(tensor, ranks[1]["weights"][name]), name
+    stage = only(tmp_path / "outputs" / "stages")
+    weights = torch.load(stage / "weights.ckpt", weights_only=True)["detector"]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in ranks[0]["weights"].items())
+    result = json.loads((only(tmp_path / "outputs" / "train") / "result.json").read_text())
+    assert result["status"] == "done"
+    assert all(np.isfinite(value) for value in result["metrics"]["test"].values())
+    scores = pl.read_parquet(only(tmp_path / "outputs" / "train") / "scores.parquet")
+    assert scores["index"].n_unique() == len(scores) == 107 + 319
+
+
+@pytest.mark.parametrize(
+    ("rank", "how", "code", "word"),
+    [
+        ("0", "user", 2, "error: a mistake on one rank"),
+        ("1", "user", 2, "error: a mistake on one rank"),
+        ("1", "bug", 1, "error: RuntimeError: a bug on one rank"),
+        ("killed", "", 1, "process 1 of 2 was ended by signal 9"),
+    ],
+)
+def test_one_process_breaks(rank, how, code, word, spied):
+    began = time.monotonic()
+    done = spied(FAIL=rank, HOW=how)
+    assert done.returncode == code, done.stderr
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < LIMIT_S / 2  # not gloo's half an hour
+
+
+def test_a_mistake_of_the_user_is_said_once(tmp_path):
+    done = run("detector=knn", "detector.k=1000", "trainer.devices=2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("error: k = 1000 neighbours, but only 143 training rows") == 1
+    assert "Traceback" not in done.stderr
+    result = json.loads((only(tmp_path / "outputs" / "train") / "result.json").read_text())
+    assert result["status"] == "failed"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_every_process_and_the_state_is_kept(sent, tmp_path):
+    options = ("detector=dte_c", "detector.epochs=100000", "trainer.checkpoint_seconds=0", "trainer.devices=2")
+    command = [sys.executable, "-m", "outlie.cli", "train", "metrics=fast", "trainer=cpu", *options]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment({}), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + LIMIT_S
+        while not list(tmp_path.glob("outputs/stages/*/training.ckpt")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        if sent == signal.SIGINT:
+            os.killpg(process.pid, sent)  # as a terminal does
+        else:
+            process.send_signal(sent)  # as a scheduler does
+        _, err = process.communicate(timeout=60)  # all have closed their ends of the pipe
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == (130 if sent == signal.SIGINT else 143)
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 3, err
+    assert list(tmp_path.glob("outputs/stages/*/training.ckpt"))
