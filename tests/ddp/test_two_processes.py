@@ -15,7 +15,8 @@ import torch
 
 from outlie import cli
 
-LIMIT_S = 150  # a hang ends a test, not the suite
+LIMIT_S = 500  # a hang (gloo waits half an hour) ends a test, not the suite; generous, for machines that are busy
+pytestmark = pytest.mark.timeout(2 * LIMIT_S)
 SPY = '''
 """As outlie.commands.train, and every rank's weights are kept; where FAIL names a rank, that one breaks."""
 import os, sys, torch
@@ -39,14 +40,20 @@ sys.exit(distributed.work(train.main))
 '''
 
 
-def run(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "outlie.cli", "train", "metrics=fast", "trainer=cpu", *words]
     return subprocess.run(
-        command, cwd=cwd, env=environment(env), text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL, capture_output=True
+        command,
+        cwd=cwd,
+        env=environment(),
+        text=True,
+        timeout=LIMIT_S,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
     )
 
 
-def environment(more: dict[str, str]) -> dict[str, str]:
+def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"} | more
 
 
@@ -84,11 +91,18 @@ def spied(tmp_path):
     start += "sys.exit(cli.main(sys.argv[1:]))"
 
     def call(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        options = ("detector=dte_c", "detector.epochs=2", "metrics=fast", "trainer=cpu", "trainer.devices=2")
+        options = (
+            "detector=dte_c",
+            "detector.epochs=2",
+            "detector.min_steps=0",
+            "metrics=fast",
+            "trainer=cpu",
+            "trainer.devices=2",
+        )
         return subprocess.run(
             [sys.executable, "-c", start, "train", *options, *words], cwd=tmp_path, text=True, timeout=LIMIT_S,
             stdin=subprocess.DEVNULL, capture_output=True,
-            env=environment({"PYTHONPATH": str(tmp_path), "KEPT": str(tmp_path / "kept"), **env}),
+            env=environment(PYTHONPATH=str(tmp_path), KEPT=str(tmp_path / "kept"), **env),
         )  # fmt: skip
 
     return call
@@ -123,12 +137,10 @@ def test_a_trained_detector(spied, tmp_path):
     ],
 )
 def test_one_process_breaks(rank, how, code, word, spied):
-    began = time.monotonic()
     done = spied(FAIL=rank, HOW=how)
     assert done.returncode == code, done.stderr
     assert word in done.stderr
     assert "Traceback" not in done.stderr
-    assert time.monotonic() - began < LIMIT_S / 2  # not gloo's half an hour
 
 
 def test_a_mistake_of_the_user_is_said_once(tmp_path):
@@ -142,10 +154,16 @@ def test_a_mistake_of_the_user_is_said_once(tmp_path):
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_every_process_and_the_state_is_kept(sent, tmp_path):
-    options = ("detector=dte_c", "detector.epochs=100000", "trainer.checkpoint_seconds=0", "trainer.devices=2")
+    options = (
+        "detector=dte_c",
+        "detector.epochs=100000",
+        "detector.min_steps=0",
+        "trainer.checkpoint_seconds=0",
+        "trainer.devices=2",
+    )
     command = [sys.executable, "-m", "outlie.cli", "train", "metrics=fast", "trainer=cpu", *options]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment({}), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command, cwd=tmp_path, env=environment(), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
@@ -158,7 +176,7 @@ def test_a_signal_ends_every_process_and_the_state_is_kept(sent, tmp_path):
             os.killpg(process.pid, sent)  # as a terminal does
         else:
             process.send_signal(sent)  # as a scheduler does
-        _, err = process.communicate(timeout=60)  # all have closed their ends of the pipe
+        _, err = process.communicate(timeout=LIMIT_S)  # all have closed their ends of the pipe
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -70,7 +70,8 @@ def test_command(line, folder, monkeypatch, capsys):
 
 
 def test_the_parser_sees_what_it_should():
-    text = "```bash\nrun train a=1   # say\n\n# why\nmake run\nrun x   # fails: no 'x'\nrun data fetch  # not run: net\n```\n"
+    text = "```bash\nrun train a=1   # say\n\n# why\nmake run\nrun x   # fails: no 'x'\n"
+    text += "run data fetch  # not run: net\n```\n"
     assert commands(f"{text}```\nrun other\n```\n") == [Line(["train", "a=1"], None), Line(["x"], "no 'x'")]
     with pytest.raises(ValueError, match="neither tested nor excused: curl"):
         commands("```bash\ncurl example\n```\n")

@@ -8,7 +8,7 @@ from outlie.detectors.base import Spec, Views, set_up
 from outlie.detectors.ddpm import DDPM
 from outlie.errors import UserError
 
-SMALL = {"T": 40, "rec_start": 12}
+SMALL = {"T": 40, "rec_start": 12, "steps": None}
 
 
 def ready(dim: int = 4, **options) -> DDPM:
@@ -144,12 +144,12 @@ def test_other_seed_other_noise():
 
 def test_starting_above_the_last_level_is_a_mistake():
     with pytest.raises(UserError, match=r"rec_start = 250 lies outside the 100 noise levels; set detector\.rec_start"):
-        DDPM(T=100)
-    DDPM(T=250)
+        DDPM(T=100, rec_start=250)
+    DDPM(T=250, rec_start=250)
 
 
 def test_stops_once_the_loss_exceeds_that_of_39_epochs_before():
-    stop = DDPM().stop
+    stop = DDPM(early_stop=True).stop
 
     def history(epoch: int, low: int) -> list[float]:
         """Losses of epochs 0..epoch, all 1 but for a 0.5 at epoch `low`."""

@@ -74,7 +74,7 @@ def test_what_changes_the_training_changes_both_hashes(words):
     assert stage(*words) != stage()
 
 
-@pytest.mark.parametrize("word", ["rec_start=100", "steps=10", "forward_noise=true", "score_by=full_path"])
+@pytest.mark.parametrize("word", ["rec_start=77", "steps=7", "forward_noise=true", "score_by=full_path"])
 def test_a_scoring_option_makes_another_run_of_the_same_weights(word):
     assert run_hash(f"detector.{word}") != run_hash()
     assert stage(f"detector.{word}") == stage()

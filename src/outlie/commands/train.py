@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from outlie import distributed, log, stages
 from outlie.build import build
 from outlie.detectors.base import set_up
+from outlie.detectors.training import Recipe
 from outlie.gather import rank_and_world
 from outlie.loggers import Trackers, open_loggers
 from outlie.metrics import cost
@@ -60,9 +61,9 @@ def plan(cfg: dict[str, Any], detector: Any) -> str:
     if hasattr(detector, "loss"):
         weights = store.stage_folder(cfg, detector.scoring) / "weights.ckpt"
         steps.append(
-            f"train the detector, {detector.recipe.epochs} epochs at most"
-            if not weights.exists()
-            else f"take the weights of {weights}"
+            f"take the weights of {weights}"
+            if weights.exists()
+            else f"train the detector, {how_long(detector.recipe, cfg['trainer']['max_epochs'])}"
         )
     if hasattr(detector, "fit"):
         steps.append("fit the detector")
@@ -70,6 +71,14 @@ def plan(cfg: dict[str, Any], detector: Any) -> str:
     return f"# plan: {folder}\n" + (
         f"#   done already: {folder / 'result.json'}" if done else "\n".join(f"#   {step}" for step in steps)
     )
+
+
+def how_long(recipe: Recipe, max_epochs: int | None) -> str:
+    """The length of a training in words, before the data are known."""
+    words = f"{recipe.epochs} epochs"
+    if recipe.min_steps:
+        words += f", or {recipe.min_steps} steps where these are more"
+    return words + (f", at most {max_epochs} epochs" if max_epochs else "")
 
 
 def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class DDPM(Detector):
     def __init__(
         self,
         T: PositiveInt = 1000,
-        rec_start: PositiveInt = 100,
+        rec_start: PositiveInt = 250,
         steps: PositiveInt | None = 5,
         forward_noise: bool = False,
         posterior_noise: bool = False,
@@ -52,7 +52,7 @@ class DDPM(Detector):
         epochs: PositiveInt = 20,
         min_steps: NonNegativeInt = 300,
         batch_size: PositiveInt = 64,
-        lr: PositiveFloat = 3e-3,
+        lr: PositiveFloat = 3e-4,
         weight_decay: NonNegativeFloat = 5e-4,
         decay_lr: bool = True,
         early_stop: bool = False,

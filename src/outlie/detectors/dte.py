@@ -46,10 +46,10 @@ class DTEGaussian(Detector):
         drift: bool = False,
         hidden: list[PositiveInt] = [256, 512, 256],  # noqa: B006 (a signature is a schema; never changed in place)
         dropout: NonNegativeFloat = 0.5,
-        epochs: PositiveInt = 30,
+        epochs: PositiveInt = 60,
         min_steps: NonNegativeInt = 1000,
         batch_size: PositiveInt = 64,
-        lr: PositiveFloat = 3e-3,
+        lr: PositiveFloat = 1.3e-3,
         weight_decay: NonNegativeFloat = 5e-4,
         decay_lr: bool = True,
     ) -> None:

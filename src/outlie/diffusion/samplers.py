@@ -35,7 +35,7 @@ def reverse(
         predict_noise: eps_theta(x, i) with i the position in `times`; (B, D) -> (B, D).
         x: (B, D) the state at times[0].
         abar: abar_t for every t.
-        times: strictly decreasing time indices, the last is 0.
+        times: strictly decreasing time indices; after the last comes x_0.
         generator: where the posterior noise sqrt(beta_t (1 - abar_s) / (1 - abar_t)) z is drawn from, None = no noise.
             One z serves all rows of a step, so that a row's result does not depend on the batch it comes in.
     """

@@ -1,6 +1,6 @@
 """Published numbers, as data: the cell of a paper's table that a run repeats, if there is one.
 
-`published/*.csv` hold mean and std (ddof 1) over five seeds in percent; ADBench columns of Livernoche et al. 2024 (DTE):
+`published/*.csv` hold mean and std (ddof 1) over five seeds in percent; ADBench columns of Livernoche et al. 2024, DTE:
 the AUC-ROC files are the tables of their README, AUC-PR and F1 the sheets in A-Chicharito-S/FoMo-0D (MIT).
 """
 
@@ -14,9 +14,9 @@ from outlie.data.adbench_files import group
 METRICS = {"auroc": "aucroc", "average_precision": "aucpr", "f1_at_k": "f1"}
 # detector= -> column of the DTE tables; a preset that is not the published setting is not here
 DTE_COLUMNS = {
-    "diffusion/paper": "DDPM", "dte_c/paper": "DTE-C", "dte_ig/paper": "DTE-IG", "dte_np/paper": "DTE-NP", "knn/paper": "KNN",
-    "cblof": "CBLOF", "hbos": "HBOS", "iforest": "IForest", "loda": "LODA", "lof": "LOF", "mcd": "MCD", "ocsvm": "OCSVM",
-    "pca": "PCA", "feature_bagging": "FeatureBagging",
+    "diffusion/paper": "DDPM", "dte_c/paper": "DTE-C", "dte_ig/paper": "DTE-IG", "dte_np/paper": "DTE-NP",
+    "knn/paper": "KNN", "cblof": "CBLOF", "hbos": "HBOS", "iforest": "IForest", "loda": "LODA", "lof": "LOF",
+    "mcd": "MCD", "ocsvm": "OCSVM", "pca": "PCA", "feature_bagging": "FeatureBagging",
 }  # fmt: skip
 UNSUP_COLUMNS = DTE_COLUMNS | {"dte_np/paper_unsup": "DTE-NP", "knn/paper_unsup": "KNN"}
 

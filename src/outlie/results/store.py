@@ -17,6 +17,7 @@ from typing import Any
 
 from polars.exceptions import PolarsError
 
+from outlie import signatures
 from outlie.errors import UserError
 
 SCHEMA = 1
@@ -42,12 +43,16 @@ def identity(cfg: dict[str, Any]) -> dict[str, Any]:
     kept = {name: section for name, section in cfg.items() if name not in NO_NUMBER}
     if isinstance(cfg.get("trainer"), dict):
         kept["trainer"] = {name: value for name, value in cfg["trainer"].items() if name in TRAINER_NUMBERS}
-    kept["dataset"] = _files_by_content(cfg["dataset"])
+    signature = signatures.read(cfg["dataset"]["_target_"])
+    paths = {p.name for p in signature.parameters if "Path" in (p.annotation or "")} if signature else set()
+    kept["dataset"] = {
+        name: _files_by_content(value) if name in paths else value for name, value in cfg["dataset"].items()
+    }
     return kept
 
 
 def _files_by_content(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, dict):  # dataset.ood: name -> file
         return {name: _files_by_content(inner) for name, inner in value.items()}
     if isinstance(value, str) and os.path.isfile(value):
         with open(value, "rb") as file:
@@ -88,7 +93,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, PolarsError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        reason = reason or f"the disk took only a part ({str(error).splitlines()[0]})"
+        said = " ".join(str(error).split()) or type(error).__name__
+        reason = reason or f"the disk took only a part ({said})"
         raise UserError(f"cannot write {path}: {reason}; free space or choose another output_dir=") from error
 
 
