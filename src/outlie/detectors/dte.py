@@ -148,15 +148,20 @@ class DTEIG(DTEGaussian):
     Args:
         score_by: beta = u^2; raw = the signed output u, as released, which can rank anomalies last.
         dropout: after each hidden layer but the first.
+        lr: learning rate of Adam.
     """
 
     paper: ClassVar[str] = "Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024 (DTE-IG)"
     scoring: ClassVar[tuple[str, ...]] = ("score_by",)
 
     def __init__(
-        self, score_by: Literal["beta", "raw"] = "beta", dropout: NonNegativeFloat = 0.1, **shared: Any
+        self,
+        score_by: Literal["beta", "raw"] = "beta",
+        dropout: NonNegativeFloat = 0.1,
+        lr: PositiveFloat = 5e-4,
+        **shared: Any,
     ) -> None:
-        super().__init__(dropout=dropout, **shared)
+        super().__init__(dropout=dropout, lr=lr, **shared)
         self.score_by = score_by
 
     def setup(self, spec: Spec) -> None:
