@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -190,7 +191,7 @@ def make_trainer(
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
-    return L.Trainer(
+    settings: dict[str, Any] = dict(
         accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu"}.get(
             options.accelerator, options.accelerator
         ),
@@ -209,3 +210,7 @@ def make_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+    try:
+        return L.Trainer(**settings)
+    except (ValueError, MisconfigurationException, ImportError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error

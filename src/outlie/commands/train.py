@@ -137,6 +137,7 @@ def compute(
 
     seed, say, device = cfg["seed"], log.log.info, distributed.device(options)
     first = rank_and_world()[0] == 0
+    detector = build(cfg["detector"], allow)  # first: what it refuses needs no data
     split = build(cfg["dataset"], allow).load(seed)
     dataset, detector_name = cfg["choices"]["dataset"], cfg["choices"]["detector"]
     say("data      %s, protocol %s: %s", dataset, split.protocol, stages.describe(split))
@@ -150,7 +151,6 @@ def compute(
     held_out |= split.tests
     views |= {name: stages.extract(backbone, rows, options, folder) for name, rows in held_out.items()}
 
-    detector = build(cfg["detector"], allow)
     spec = stages.spec_of(views["train"], seed, backbone)
     set_up(detector, spec)
     spent: dict[str, Any] = {}

@@ -24,6 +24,8 @@ class DTEGaussian(Detector):
     Args:
         T: number of noise levels.
         drift: shrink the row as DDPM does (published: no).
+        far: share of a batch that is noised far beyond the last level, in some columns, and counts as the last level
+            (published: 0); without it the network may take a row 50 standard deviations away for a clean one.
         hidden: widths of the layers.
         dropout: after each hidden layer but the first.
         epochs: epochs to train.
@@ -44,6 +46,7 @@ class DTEGaussian(Detector):
         self,
         T: PositiveInt = 400,
         drift: bool = False,
+        far: NonNegativeFloat = 0.125,
         hidden: list[PositiveInt] = [256, 512, 256],  # noqa: B006 (a signature is a schema; never changed in place)
         dropout: NonNegativeFloat = 0.5,
         epochs: PositiveInt = 60,
@@ -54,7 +57,7 @@ class DTEGaussian(Detector):
         decay_lr: bool = True,
     ) -> None:
         super().__init__()
-        self.drift, self.hidden, self.dropout = drift, tuple(hidden), dropout
+        self.drift, self.far, self.hidden, self.dropout = drift, far, tuple(hidden), dropout
         self.recipe = Recipe(epochs, batch_size, lr, weight_decay, min_steps, decay_lr)
         self.register_buffer("abar", alpha_bars(linear_betas(T)).float(), persistent=False)
 
@@ -69,7 +72,22 @@ class DTEGaussian(Detector):
         t_B = torch.randint(len(self.abar), (len(x_BD),), generator=generator, device=x_BD.device)
         noise_BD = torch.randn(x_BD.shape, generator=generator, device=x_BD.device)
         forward = diffuse if self.drift else diffuse_without_drift
-        return forward(x_BD, noise_BD, self.abar[t_B, None]), t_B
+        x_t = forward(x_BD, noise_BD, self.abar[t_B, None])
+        if n := int(self.far * len(x_BD)):  # batches are shuffled: the first n rows are any n rows
+            x_t = torch.cat([x_BD[:n] + self.far_noise(noise_BD[:n], generator), x_t[n:]])
+            t_B[:n] = len(self.abar) - 1
+        return x_t, t_B
+
+    def far_noise(self, noise_BD: Tensor, generator: torch.Generator) -> Tensor:
+        """sigma eps in a random share of the columns, at least one, with sigma log-uniform in 1..100; (B, D)."""
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator, device=noise_BD.device)
+
+        n, dim = noise_BD.shape
+        mask_BD = uniform(n, dim) < uniform(n, 1)
+        mask_BD.scatter_(1, (uniform(n, 1) * dim).long(), True)
+        return 10 ** (2 * uniform(n, 1)) * mask_BD * noise_BD
 
     def loss(self, views: Views, generator: torch.Generator) -> Tensor:
         """mean (t_theta(x_t) - t / T)^2; scalar."""
