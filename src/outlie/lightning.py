@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -191,26 +191,25 @@ def make_trainer(
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
-    settings: dict[str, Any] = dict(
-        accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu"}.get(
-            options.accelerator, options.accelerator
-        ),
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-        precision=options.precision,
-        max_epochs=max_epochs,
-        sync_batchnorm=rank_and_world()[1] > 1,
-        callbacks=callbacks,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
     try:
-        return L.Trainer(**settings)
+        return L.Trainer(
+            accelerator={"auto": "gpu" if torch.cuda.is_available() else "cpu"}.get(
+                options.accelerator, options.accelerator
+            ),
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=options.precision,
+            max_epochs=max_epochs,
+            sync_batchnorm=rank_and_world()[1] > 1,
+            callbacks=callbacks,
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
     except (ValueError, MisconfigurationException, ImportError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,19 @@ def threads(flops: float) -> Iterator[None]:
 
 
 def train(
-    detector: Any, views: Views, seed: int, options: Options, folder: Path, title: str = "train", bar: bool = False
+    detector: Any,
+    views: Views,
+    seed: int,
+    options: Options,
+    folder: Path,
+    bar: str = "",
+    on_epoch: Callable[[list[float]], None] = lambda losses: None,
 ) -> dict[str, Any]:
     """Train the detector's loss, or go on with the state that an interrupted training left in `folder`.
+
+    Args:
+        bar: title of a progress bar; empty = none.
+        on_epoch: called after each epoch with the losses so far.
 
     Returns:
         losses (one an epoch), train_s (wall) and train_cpu_s of this process.
@@ -71,11 +81,11 @@ def train(
     state = folder / "training.ckpt"
     folder.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
-    module = Train(detector, views, seed, state, options.checkpoint_seconds, options.max_epochs)
+    module = Train(detector, views, seed, state, options.checkpoint_seconds, options.max_epochs, on_epoch)
     if options.compile:
         for child in detector.children():
             child.compile()
-    trainer = make_trainer(options, folder, module.epochs, [Bar(title)] if bar else None)
+    trainer = make_trainer(options, folder, module.epochs, [Bar(bar)] if bar else None)
     detector.train()
     if state.exists():
         load_state(state)  # a broken one is said before Lightning meets it
@@ -94,7 +104,14 @@ def train(
 
 
 def trained(
-    detector: Detector, views: Views, seed: int, options: Options, folder: Path, title: str, bar: bool, force: bool
+    detector: Detector,
+    views: Views,
+    seed: int,
+    options: Options,
+    folder: Path,
+    bar: str,
+    on_epoch: Callable[[list[float]], None],
+    force: bool,
 ) -> dict[str, Any]:
     """`train`, unless `folder` holds the weights of the same training already; returns what the training cost then."""
     weights = folder / "weights.ckpt"
@@ -106,11 +123,13 @@ def trained(
     if weights.exists():
         saved = load_state(weights)
         detector.load_state_dict(saved["detector"])
+        for epoch in range(len(saved["spent"]["losses"])):
+            on_epoch(saved["spent"]["losses"][: epoch + 1])
         return saved["spent"]
     if rank > 0:
-        return train(detector, views, seed, options, folder, title)
+        return train(detector, views, seed, options, folder)
     with store.lock(folder):
-        spent = train(detector, views, seed, options, folder, title, bar)
+        spent = train(detector, views, seed, options, folder, bar, on_epoch)
         with store.whole(weights) as temporary:
             torch.save({"detector": detector.state_dict(), "spent": spent}, temporary)
         (folder / "training.ckpt").unlink(missing_ok=True)

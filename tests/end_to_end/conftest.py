@@ -61,7 +61,7 @@ def refused(run) -> Callable[..., str]:
         done = run(*words, *QUICK)
         assert done.code == 2, done
         message = done.err[done.err.index("error: ") :]
-        assert done.err.count("error: ") == 1
+        assert f"\n{done.err}".count("\nerror: ") == 1
         return message
 
     return call

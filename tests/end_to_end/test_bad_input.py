@@ -1,17 +1,14 @@
 """What a user may get wrong, through the command line: exit code 2, no traceback, the value and the fix in words."""
 
-import errno
 import os
-import resource
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
-from outlie.results import store
+from outlie.data.sklearn_tables import SklearnTable
 
 from .conftest import QUICK, only, result_of
 
@@ -242,6 +239,18 @@ def test_an_output_dir_below_a_file(command, refused, tmp_path):
     assert "not a folder" in message
 
 
+@pytest.mark.parametrize("option", ["trainer.strategy=nonsense", "trainer.strategy=fsdp", "trainer=gpu"])
+def test_what_lightning_refuses(option, refused):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    assert "error: trainer: " in refused(*KNN, option)
+
+
+def test_a_refused_option_loads_no_data(refused, monkeypatch):
+    monkeypatch.setattr(SklearnTable, "load", lambda *_: pytest.fail("loaded data before the check"))
+    assert "set detector.rec_start to 1000 or less" in refused("train", "detector=diffusion", "detector.rec_start=5000")
+
+
 BACKBONE = '''
 from typing import ClassVar
 import torch
@@ -263,53 +272,3 @@ def test_what_the_detector_needs_and_the_backbone_has_not(refused, tmp_path, mon
     assert "detector 'knn' needs features" in message
     assert "backbone 'bare' does not provide" in message
     assert "backbone=identity" in message
-
-
-class TestFullDisk:
-    """The system refuses to write more; what is there stays as it was."""
-
-    def test_nothing_is_replaced(self, run, refused, tmp_path, monkeypatch):
-        assert run(*KNN, *QUICK).code == 0
-        before = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
-
-        def full(*_):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr(store.os, "replace", full)
-        message = refused(*KNN, "metrics.false_alarms=0.3")
-        assert "No space left on device" in message
-        assert "output_dir=" in message
-        assert "No space left on device" in refused(*KNN, "force=true")
-        after = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
-        changed = {path.name for path, content in after.items() if before.get(path) != content}
-        assert changed <= {"log.txt", "summary.png", "summary.tmp"}
-
-    # the config, the scores, the model, the picture, the trained weights, the state of an unfinished training
-    @pytest.mark.parametrize(
-        ("size", "words"),
-        [
-            (200, ("detector=knn",)),
-            (3_000, ("detector=knn",)),
-            (7_000, ("detector=knn",)),
-            (45_000, ("detector=knn",)),
-            (100_000, ("detector=dte_c", "detector.epochs=2", "detector.min_steps=0")),
-            (
-                2_500_000,
-                ("detector=dte_c", "detector.epochs=2", "detector.min_steps=0", "trainer.checkpoint_seconds=0"),
-            ),
-        ],
-    )
-    def test_no_file_may_grow_beyond(self, size, words, tmp_path):
-        limited = f"import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
-        limited += "from outlie.cli import main\nsys.exit(main(sys.argv[1:]))"
-        done = subprocess.run(
-            [sys.executable, "-c", limited, "train", *words, *QUICK], cwd=tmp_path, capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, timeout=280, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
-        assert "cannot write outputs/" in done.stderr
-        assert "free space or choose another output_dir=" in done.stderr
-        left = [path for path in (tmp_path / "outputs").rglob(".*") if path.name != ".lock"]
-        assert not left  # no half-written file
-        assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY

@@ -157,9 +157,12 @@ def compute(
     if hasattr(detector, "loss"):
         bar = first and (options.progress == "on" or (options.progress == "auto" and sys.stderr.isatty()))
         stage = store.stage_folder(cfg, detector.scoring)
-        spent = stages.trained(
-            detector, views["train"], seed, options, stage, f"train {detector_name}", bar, cfg["force"]
-        )
+
+        def log_epoch(losses: list[float]) -> None:
+            trackers.log(len(losses) - 1, {"train_loss": losses[-1]})
+
+        title = f"train {detector_name}" if bar else ""
+        spent = stages.trained(detector, views["train"], seed, options, stage, title, log_epoch, cfg["force"])
         say(
             "train     %d epochs, %.1f s (CPU %.1f s), loss %.4g",
             len(spent["losses"]),
@@ -167,8 +170,6 @@ def compute(
             spent["train_cpu_s"],
             spent["losses"][-1],
         )
-        for epoch, loss in enumerate(spent["losses"]):
-            trackers.log(epoch, {"train_loss": loss})
     if hasattr(detector, "fit"):
         with cost.seconds() as fitting:
             detector.to(device).fit(views["train"].map(lambda t: t.to(device)))
