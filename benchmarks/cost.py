@@ -32,9 +32,9 @@ from outlie.diffusion.samplers import posterior_mean_step
 from outlie.lightning import Batches
 from outlie.trainer import Options
 
-PAPER = {"lr": 1e-4, "weight_decay": 5e-4, "batch_size": 64, "decay_lr": False}
+PAPER = {"lr": 1e-4, "weight_decay": 5e-4, "batch_size": 64, "min_steps": 0, "decay_lr": False}
 KINDS = {
-    "DTE-C": lambda epochs: DTEC(loss="double_softmax", epochs=epochs, **PAPER),
+    "DTE-C": lambda epochs: DTEC(loss="double_softmax", far=0, epochs=epochs, **PAPER),
     "DDPM": lambda epochs: DDPM(rec_start=250, steps=None, epochs=epochs, early_stop=False, **PAPER),
 }
 

@@ -68,7 +68,7 @@ def free_port() -> int:
 
 
 def wait(ranks: list[subprocess.Popen[bytes]], said: list[IO[str]]) -> int:
-    """The exit code once all are done, or soon after one failed; the words of the one to blame are shown."""
+    """The exit code once all are done, or soon after one failed; with the words of those to blame."""
     while not any(codes := [rank.poll() for rank in ranks]):
         if None not in codes:
             return 0
@@ -78,11 +78,12 @@ def wait(ranks: list[subprocess.Popen[bytes]], said: list[IO[str]]) -> int:
         for rank in ranks:
             rank.wait(GRACE_S)
     codes = [rank.poll() for rank in ranks]
-    blamed = codes.index(2) if 2 in codes else first  # the others may only have lost their connection to it
+    blamed = codes.index(2) if 2 in codes else first
     code = codes[blamed] or 1
-    if blamed:  # rank 0 has spoken for itself
-        said[blamed].seek(0)
-        print(f"process {blamed}: {said[blamed].read().strip()}", file=sys.stderr)
+    for rank in range(1, len(ranks)):  # rank 0 speaks for itself, and the others may only have lost their connection
+        said[rank].seek(0)
+        if codes[rank] and (rank == blamed or code != 2) and (words := said[rank].read().strip()):
+            print(f"process {rank}: {words}", file=sys.stderr)
     if code < 0:
         print(f"error: process {blamed} of {len(ranks)} was ended by signal {-code}", file=sys.stderr)
     return max(code, 1)
