@@ -155,7 +155,7 @@ def test_a_scoring_option_reuses_the_weights(train, tmp_path, monkeypatch):
     of_five, of_nine = sorted((tmp_path / "outputs" / "train").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert not scores_of(of_five).equals(scores_of(of_nine))
     assert_frame_equal(scores_of(of_nine), scores_of(only(tmp_path / "fresh" / "train")), check_exact=True)
-    train(*DIFFUSION, "detector.lr=0.001")  # not a scoring option
+    train(*DIFFUSION, "detector.lr=0.0123")  # not a scoring option
     assert len(list((tmp_path / "outputs" / "stages").iterdir())) == 2
 
 
