@@ -165,6 +165,7 @@ class DTEIG(DTEGaussian):
 
     Args:
         score_by: beta = u^2; raw = the signed output u, as released, which can rank anomalies last.
+        far: as in dte_c, but 0: an unbounded scale at rows so far out dominates the loss.
         dropout: after each hidden layer but the first.
         lr: learning rate of Adam.
     """
@@ -175,11 +176,12 @@ class DTEIG(DTEGaussian):
     def __init__(
         self,
         score_by: Literal["beta", "raw"] = "beta",
+        far: NonNegativeFloat = 0.0,
         dropout: NonNegativeFloat = 0.1,
         lr: PositiveFloat = 5e-4,
         **shared: Any,
     ) -> None:
-        super().__init__(dropout=dropout, lr=lr, **shared)
+        super().__init__(far=far, dropout=dropout, lr=lr, **shared)
         self.score_by = score_by
 
     def setup(self, spec: Spec) -> None:
