@@ -25,7 +25,7 @@ def test_nothing_is_replaced(run, refused, tmp_path, monkeypatch):
     assert "No space left on device" in refused("train", "detector=knn", "force=true")
     after = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
     changed = {path.name for path, content in after.items() if before.get(path) != content}
-    assert changed <= {"log.txt", "summary.png", "summary.tmp"}
+    assert changed <= {"log.txt", "summary.png"}
 
 
 # the config, the scores, the model, the picture, the trained weights, the state of an unfinished training

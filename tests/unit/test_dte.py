@@ -37,7 +37,7 @@ class Answer(torch.nn.Module):
 
 
 def test_times_are_uniform_and_rows_keep_their_mean():
-    detector, x = ready(DTEC(), dim=200), torch.full((20_000, 200), 2.0)
+    detector, x = ready(DTEC(far=0), dim=200), torch.full((20_000, 200), 2.0)
     x_t, t = detector.noised(Views(x=x), generator())
     counts = np.bincount(t, minlength=400)
     assert len(counts) == 400 and counts.min() > 20 and counts.max() < 90  # 50 expected, 7 standard deviations
@@ -48,11 +48,41 @@ def test_times_are_uniform_and_rows_keep_their_mean():
 
 
 def test_drift_shrinks_the_rows():
-    detector, x = ready(DTEC(drift=True), dim=200), torch.full((5_000, 200), 2.0)
+    detector, x = ready(DTEC(far=0, drift=True), dim=200), torch.full((5_000, 200), 2.0)
     x_t, t = detector.noised(Views(x=x), generator())
     shrunk = x_t.double().mean(1).numpy() / 2
     np.testing.assert_allclose(shrunk, np.sqrt(1 - VARIANCES[t]), atol=0.25)
     assert np.mean(shrunk - np.sqrt(1 - VARIANCES[t])) == pytest.approx(0, abs=0.005)
+
+
+def test_far_rows_are_the_asked_share_and_count_as_the_last_level():
+    detector, x = ready(DTEC(far=0.25), dim=8), torch.zeros(20_000, 8)
+    x_t, t = detector.noised(Views(x=x), generator())
+    noise, last = x_t[:5000], t[:5000]
+    assert (last == 399).all() and not (t[5000:] == 399).all()
+    moved = (noise != 0).sum(1)
+    assert moved.min() >= 1 and moved.max() == 8
+    assert np.bincount(moved)[1:].min() > 300  # about 1/9 of the rows for each number of columns
+    size = noise.abs()[noise != 0].log10()
+    assert 0.6 < size.mean() < 0.9  # E log10 sigma = 1, E log10 |eps| = -0.276: 0.724
+    assert x_t[5000:].abs().max() < 6  # the other rows carry the schedule's noise, sigma < 1
+
+
+@pytest.mark.parametrize("column", [0, 3])
+def test_a_row_far_outside_in_one_column_is_the_most_anomalous(column):
+    train = torch.randn(600, 6, generator=generator(5), dtype=torch.float64)
+    detector, draws = ready(DTEC(lr=1e-3), dim=6), generator(6)
+    optimizer = detector.recipe.optimizer(detector)
+    for start in [*range(0, 576, 64)] * 30:
+        loss = detector.loss(Views(x=train[start : start + 64]), draws)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    far = torch.zeros(3, 6, dtype=torch.float64)
+    far[:, column] = torch.tensor([20.0, 60.0, 150.0])
+    with torch.no_grad():
+        detector.eval()
+        assert detector.score(Views(x=far)).min() > detector.score(Views(x=train)).quantile(0.99)
 
 
 def targets(detector: DTEC, monkeypatch) -> np.ndarray:

@@ -24,8 +24,8 @@ class DTEGaussian(Detector):
     Args:
         T: number of noise levels.
         drift: shrink the row as DDPM does (published: no).
-        far: share of a batch that is noised far beyond the last level, in some columns, and counts as the last level
-            (published: 0); without it the network may take a row 50 standard deviations away for a clean one.
+        far: share of a batch that is noised far beyond the last level, in some columns, and counts as the last level;
+            for dte_c only: where the output is unbounded, rows so far out dominate the loss.
         hidden: widths of the layers.
         dropout: after each hidden layer but the first.
         epochs: epochs to train.
@@ -46,7 +46,7 @@ class DTEGaussian(Detector):
         self,
         T: PositiveInt = 400,
         drift: bool = False,
-        far: NonNegativeFloat = 0.125,
+        far: NonNegativeFloat = 0.0,
         hidden: list[PositiveInt] = [256, 512, 256],  # noqa: B006 (a signature is a schema; never changed in place)
         dropout: NonNegativeFloat = 0.5,
         epochs: PositiveInt = 60,
@@ -57,6 +57,8 @@ class DTEGaussian(Detector):
         decay_lr: bool = True,
     ) -> None:
         super().__init__()
+        if not dropout < 1:
+            raise UserError(f"dropout = {dropout}: allowed are 0 up to, but not, 1; set detector.dropout")
         self.drift, self.far, self.hidden, self.dropout = drift, far, tuple(hidden), dropout
         self.recipe = Recipe(epochs, batch_size, lr, weight_decay, min_steps, decay_lr)
         self.register_buffer("abar", alpha_bars(linear_betas(T)).float(), persistent=False)
@@ -123,6 +125,8 @@ class DTEC(DTEGaussian):
         bins: number of classes, equal shares of the T times.
         loss: logits = cross-entropy; double_softmax = cross-entropy of a softmax, which applies another (published).
         score_by: mean or mode of the predicted distribution.
+        far: share of a batch that is noised far beyond the last level, in some columns, and counts as the last level
+            (published: 0); without it the network may take a row 50 standard deviations away for a clean one.
     """
 
     paper: ClassVar[str] = "Livernoche et al., On Diffusion Modeling for Anomaly Detection, ICLR 2024 (DTE-C)"
@@ -133,9 +137,10 @@ class DTEC(DTEGaussian):
         bins: PositiveInt = 7,
         loss: Literal["logits", "double_softmax"] = "logits",
         score_by: Literal["mean", "mode"] = "mean",
+        far: NonNegativeFloat = 0.125,
         **shared: Any,
     ) -> None:
-        super().__init__(**shared)
+        super().__init__(far=far, **shared)
         if not 2 <= bins <= len(self.abar):
             raise UserError(f"bins = {bins}: allowed are 2 to T = {len(self.abar)}; set detector.bins")
         self.outputs, self.double_softmax, self.score_by = bins, loss == "double_softmax", score_by
@@ -165,7 +170,6 @@ class DTEIG(DTEGaussian):
 
     Args:
         score_by: beta = u^2; raw = the signed output u, as released, which can rank anomalies last.
-        far: as in dte_c, but 0: an unbounded scale at rows so far out dominates the loss.
         dropout: after each hidden layer but the first.
         lr: learning rate of Adam.
     """
@@ -176,12 +180,11 @@ class DTEIG(DTEGaussian):
     def __init__(
         self,
         score_by: Literal["beta", "raw"] = "beta",
-        far: NonNegativeFloat = 0.0,
         dropout: NonNegativeFloat = 0.1,
         lr: PositiveFloat = 5e-4,
         **shared: Any,
     ) -> None:
-        super().__init__(far=far, dropout=dropout, lr=lr, **shared)
+        super().__init__(dropout=dropout, lr=lr, **shared)
         self.score_by = score_by
 
     def setup(self, spec: Spec) -> None:

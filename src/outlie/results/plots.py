@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from outlie.metrics import counts as curve
 from outlie.metrics.ranking import ranked, roc
+from outlie.results.store import whole
 
 if TYPE_CHECKING:
     import polars as pl
@@ -48,8 +49,8 @@ def figure(scores: pl.DataFrame, result: Mapping[str, Any], run_dir: Path, log_f
     for axes in drawing.axes:
         axes.spines[["top", "right"]].set_visible(False)
     path = run_dir / "summary.png"
-    drawing.savefig(path.with_suffix(".tmp"), format="png")
-    path.with_suffix(".tmp").replace(path)
+    with whole(path) as temporary:
+        drawing.savefig(temporary, format="png")
     return path
 
 

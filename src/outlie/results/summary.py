@@ -103,7 +103,8 @@ def recall_in_words(result: Mapping[str, Any], name: str) -> str | None:
     if recall is None:
         return None
     interval = _bracket(_get(result, "intervals", name, "recall_at_fpr01"))
-    return f"At 1 % false alarms it finds {_percent(recall)} of the anomalies{interval}."
+    hindsight = " This is read off the test set, in hindsight." if result.get("threshold") else ""
+    return f"At 1 % false alarms it finds {_percent(recall)} of the anomalies{interval}.{hindsight}"
 
 
 def realised_in_words(result: Mapping[str, Any], name: str) -> str | None:
@@ -124,8 +125,9 @@ def realised_in_words(result: Mapping[str, Any], name: str) -> str | None:
     if not parts:
         return None
     return (
-        f"At the calibrated threshold (score > {threshold['value']:.4g}, for {_percent(threshold['false_alarms'])} "
-        f"false alarms, from {threshold['n_calibration']:,} normal rows) {' and '.join(parts)}."
+        f"In use, at the threshold calibrated beforehand (score > {threshold['value']:.4g}, for "
+        f"{_percent(threshold['false_alarms'])} false alarms, from {threshold['n_calibration']:,} normal rows) "
+        f"{' and '.join(parts)}."
     )
 
 
