@@ -37,3 +37,22 @@ def test_every_dataset_of_the_tables_is_known_by_its_table_name() -> None:
 
     table = published._table("dte_adbench_semi_aucroc")
     assert {row for row, _ in table} == {files[0].table_name for files in datasets().values()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ([], True),
+        (["detector.lr=1e-3"], False),
+        (["dataset.duplicate_small=false"], False),
+        (["dataset.max_rows=500"], False),
+        (["trainer.max_epochs=3"], False),
+        (["seed=3", "trainer.threads=1"], True),
+    ],
+)
+def test_a_changed_preset_or_protocol_has_no_published_cell(changes: list[str], found: bool) -> None:
+    from outlie.commands.train import plain
+    from outlie.compose import compose
+
+    cfg = plain(compose("train", ["dataset=adbench/thyroid", "detector=dte_c/paper", *changes]))
+    assert bool(published.cell_of(cfg)) is found

@@ -140,6 +140,7 @@ def compute(
     detector = build(cfg["detector"], allow)  # first: what it refuses needs no data
     split = build(cfg["dataset"], allow).load(seed)
     dataset, detector_name = cfg["choices"]["dataset"], cfg["choices"]["detector"]
+    part = cfg["dataset"].get("part")  # one file of several: a published cell is the mean of all of them
     say("data      %s, protocol %s: %s", dataset, split.protocol, stages.describe(split))
     for finding in split.findings:
         say("finding   %s", finding)
@@ -189,7 +190,7 @@ def compute(
         "schema": store.SCHEMA,
         "status": "done",
         "protocol": split.protocol,
-        "dataset": dataset if not cfg["dataset"].get("part") else f"{dataset}/{cfg['dataset']['part']}",
+        "dataset": f"{dataset}/{part}" if part else dataset,
         "data_sha256": split.data_sha256,
         "detector": detector_name,
         "backbone": cfg["choices"]["backbone"],
@@ -197,7 +198,7 @@ def compute(
         "rows": {"train": len(split.train), **{name: len(rows) for name, rows in held_out.items()}},
         "lints": lints,
         **evaluated.evaluate_scores(scores, metrics, seed, lints),
-        "published": {"test": cell} if (cell := published.cell(dataset, detector_name, split.protocol)) else {},
+        "published": {"test": cell} if not part and (cell := published.cell_of(cfg)) else {},
         "latency": None,
         "environment": store.environment(str(device)),
         "code_version": store.code_version(),

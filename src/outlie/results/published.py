@@ -9,8 +9,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from outlie import catalog
 from outlie.data.adbench_files import group
 
+MAX_ROWS = 50_000  # of the published protocols
 METRICS = {"auroc": "aucroc", "average_precision": "aucpr", "f1_at_k": "f1"}
 # detector= -> column of the DTE tables; a preset that is not the published setting is not here
 DTE_COLUMNS = {
@@ -33,6 +35,16 @@ def cell(dataset: str, detector: str, protocol: str) -> dict[str, dict[str, floa
     row = group(dataset.removeprefix("adbench/").partition("/")[0])[0].table_name
     found = {metric: _table(f"dte_adbench_{setting}_{name}").get((row, column)) for metric, name in METRICS.items()}
     return {metric: numbers for metric, numbers in found.items() if numbers}
+
+
+def cell_of(cfg: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """`cell` of a complete config; {} where an option of the preset or of the protocol was changed."""
+    choices, dataset = cfg["choices"], cfg["dataset"]
+    preset = catalog.choices("detector", catalog.roots()).get(choices["detector"])
+    settings = catalog.load(preset) if preset else {"_target_": None}
+    changed = any(cfg["detector"].get(name) != value for name, value in settings.items())
+    cut = dataset.get("duplicate_small") is False or dataset.get("max_rows") != MAX_ROWS or cfg["trainer"]["max_epochs"]
+    return {} if changed or cut else cell(choices["dataset"], choices["detector"], dataset["protocol"])
 
 
 @cache
