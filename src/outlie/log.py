@@ -22,6 +22,7 @@ def to(file: Path) -> Iterator[logging.Logger]:
         in_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         in_file.handleError = lambda record: None  # a full disk is reported where a file that matters is written
         handlers = [on_screen, in_file]
+    before = log.level, log.propagate
     log.setLevel(logging.DEBUG)
     log.propagate = False
     for handler in handlers:
@@ -29,6 +30,8 @@ def to(file: Path) -> Iterator[logging.Logger]:
     try:
         yield log
     finally:
+        log.setLevel(before[0])
+        log.propagate = before[1]
         for handler in handlers:
             log.removeHandler(handler)
             with contextlib.suppress(OSError):  # what a full disk did not take

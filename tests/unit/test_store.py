@@ -63,7 +63,7 @@ def test_what_cannot_change_a_number_does_not_change_the_run(words):
         ["dataset=wine"],
         ["dataset.protocol=dte_semi"],
         ["detector.T=500"],
-        ["detector.lr=0.001"],
+        ["detector.lr=0.002"],
         ["trainer.precision=64-true"],
         ["trainer.max_epochs=3"],
     ],
