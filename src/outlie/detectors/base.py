@@ -64,8 +64,9 @@ class Spec:
 
     shapes: dict[str, tuple[int, ...]]  # view name -> shape of one sample
     seed: int = 0
-    classes: int | None = None  # number of ID classes
-    head: nn.Linear | None = None  # the backbone's linear head
+    classes: int | None = None  # C, number of ID classes
+    head: nn.Linear | None = None  # the backbone's linear head: logits = head(features)
+    network: nn.Module | None = None  # the backbone itself, for the few that need its gradients or inner maps
 
     @property
     def dim(self) -> int:
@@ -91,9 +92,11 @@ class Detector(nn.Module):
     `score(views)`           required: (B,) or (B, H, W), higher = more anomalous, each row as if it came alone.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("features",)  # views that must be provided
+    needs: ClassVar[tuple[str, ...]] = ("features",)  # views that must be provided; also `head`, `network`
+    posthoc: ClassVar[bool] = False  # scores a trained classifier: one of `run eval detectors=all`
     paper: ClassVar[str] = ""  # where the method is from
     scoring: ClassVar[tuple[str, ...]] = ()  # options that change the score only: a new value trains nothing
+    fits_on: str = "train"  # rows that `fit` is given: train, or calibration (held-out in-distribution rows)
 
     def __init__(self) -> None:
         super().__init__()
