@@ -1,9 +1,11 @@
 """`run data`: list, fetch and verify datasets. Imports neither torch nor NumPy."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from outlie.data.adbench_files import DataFile, datasets, select
+from outlie.data.image_sets import DERIVED, SETS, ImageFile, ImageSet, image_files, select_images
 from outlie.data.locate import cache_dir, data_dir, fetch, find, verify
 from outlie.errors import UserError, unknown
 
@@ -18,10 +20,12 @@ examples:
   run data list
   run data fetch thyroid mvtec_ad
   run data fetch mvtec_ad/bottle
+  run data fetch image/mnist image/cifar10
   run data verify
 
 ADBench files come from github.com/Minqi824/ADBench; its repository is BSD-2-Clause, the data keep their own terms.
-OUTLIE_DATA names a folder to look in first, OUTLIE_ADBENCH_URL a mirror."""
+Image sets come from their authors; image/ may be left out where ADBench has no dataset of that name.
+OUTLIE_DATA names a folder to look in first, OUTLIE_ADBENCH_URL and OUTLIE_IMAGES_URL mirrors."""
 
 # Inside scikit-learn: dataset, rows, features, anomalies under the default `anomaly` class.
 EMBEDDED = (("breast_cancer", 569, 30, 212), ("digits", 1797, 64, 174), ("wine", 178, 13, 48))
@@ -47,6 +51,12 @@ def _list(_: list[str]) -> int:
         rows.append((name, "0", str(n), str(features), _percent(anomalies, n), "BSD-3-Clause", "inside scikit-learn"))
     for name, files in datasets().items():
         rows.append((f"adbench/{name}", str(len(files)), *_size(files), files[0].terms, _where(files)))
+    for name, info in SETS.items():
+        images = image_files()[name]
+        terms, where = (images[0].terms, _where(images)) if images else ("BSD-3-Clause", "inside scikit-learn")
+        if where == "not here" and name in DERIVED:
+            where = f"made from {DERIVED[name]}"
+        rows.append((f"image/{name}", str(len(images)), str(sum(info.rows.values())), _shape(info), "-", terms, where))
     widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
     for row in rows:
         cells = [
@@ -67,12 +77,16 @@ def _size(files: tuple[DataFile, ...]) -> tuple[str, str, str]:
     )
 
 
+def _shape(info: ImageSet) -> str:
+    return "x".join("?" if side is None else str(side) for side in info.shape)
+
+
 def _percent(part: int, whole: int) -> str:
     share = 100 * part / whole
     return f"{share:.1f} %" if share >= 0.95 else f"{share:.2f} %"
 
 
-def _where(files: tuple[DataFile, ...]) -> str:
+def _where(files: Sequence[DataFile | ImageFile]) -> str:
     found = [path for file in files if (path := find(file)) is not None]
     if not found:
         return "not here"
@@ -80,10 +94,31 @@ def _where(files: tuple[DataFile, ...]) -> str:
     return f"{found[0].parent}{share}"
 
 
+def _select(words: list[str]) -> list[DataFile | ImageFile]:
+    """Files for what a user typed: names of ADBench's datasets, of image sets, `all`."""
+    chosen: dict[str, DataFile | ImageFile] = {}
+    for word in words:
+        name = word.partition("/")[0]
+        if word == "all":
+            found = [*select(["all"]), *(file for files in image_files().values() for file in files)]
+        elif name == "image":
+            found = select_images(word.removeprefix("image/"))
+        elif name in SETS and name not in datasets():
+            found = select_images(word)
+        elif name not in ("adbench", *datasets()):
+            raise UserError(unknown("dataset", word, {*datasets(), *SETS}) + "; see: run data list")
+        else:
+            found = select([word])
+        chosen |= {file.title: file for file in found}
+    return list(chosen.values())
+
+
 def _fetch(names: list[str]) -> int:
     if not names:
         raise UserError("which datasets? run data fetch NAME..., or run data fetch all; names: run data list")
-    chosen = select(names)
+    chosen = _select(names)
+    if names == ["all"]:  # what is not on the web is made from what is
+        chosen = [file for file in chosen if not isinstance(file, ImageFile) or file.urls]
     for number, file in enumerate(chosen, 1):
         path = find(file)
         if path is None or not _is_right(file, path):
@@ -92,7 +127,7 @@ def _fetch(names: list[str]) -> int:
     return 0
 
 
-def _is_right(file: DataFile, path: Path) -> bool:
+def _is_right(file: DataFile | ImageFile, path: Path) -> bool:
     root = data_dir()
     try:
         verify(file, path)
@@ -104,7 +139,7 @@ def _is_right(file: DataFile, path: Path) -> bool:
 
 
 def _verify(names: list[str]) -> int:
-    chosen = select(names or ["all"])
+    chosen = _select(names or ["all"])
     right = unknown_sum = 0
     problems = []
     for file in chosen:

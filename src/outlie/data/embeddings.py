@@ -28,8 +28,8 @@ from outlie.options import Fraction
 class Embeddings:
     """Features of some network, as npy (features) or npz (`X`; optionally `y` = class, `label` = 1 for an anomaly).
 
-    Without `ood` the test set is `test` with its `label`. With `ood` each file is a test set of its own name: the rows
-    of `test` (label 0) and its own (label 1).
+    Without `ood` the test set is `test` with its `label`. With `ood` each file is a test set of its own name, beside
+    which the rows of `test` are the in-distribution ones.
 
     Args:
         train: In-distribution training rows.
@@ -60,10 +60,9 @@ class Embeddings:
         for name, path in self.ood.items():
             far, _, _ = _read(path, f"dataset.ood.{name}", width=train.shape[1])
             hashed.append(far)
-            both = np.concatenate([test, far])
-            is_far = np.repeat([0, 1], [len(test), len(far)])
-            index = np.concatenate([np.arange(len(test)), np.arange(len(far))])  # each in its own file
-            tests[name] = _rows(both, index, is_far)
+            tests[name] = _rows(far, np.arange(len(far)), np.ones(len(far), np.int64))
+        if tests:
+            tests = {"test": _rows(test, np.arange(len(test)), np.zeros(len(test), np.int64), test_y), **tests}
         mean, scale = standardisation(train[used])
         split = Split(
             protocol="given",

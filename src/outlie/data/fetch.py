@@ -27,13 +27,26 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def download(url: str, target: Path, sha256: str = "", tries: int = 5, pause_s: float = 0.5) -> str:
-    """Bring `url` to `target` and return its SHA-256; a partial file is kept as `target.part` and resumed.
+def kind_of(digest: str) -> str:
+    """Which function a hex digest is of: MD5 has 32 digits."""
+    return "MD5" if len(digest) == 32 else "SHA-256"
+
+
+def digest_of(path: Path, like: str) -> str:
+    """Hex digest of a file by the function that `like` is of."""
+    if kind_of(like) != "MD5":
+        return sha256_of(path)
+    with path.open("rb") as file:  # against damage, not against an attacker: the publishers give no other sum
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def download(url: str, target: Path, expected: str = "", tries: int = 5, pause_s: float = 0.5) -> str:
+    """Bring `url` to `target` and return its digest; a partial file is kept as `target.part` and resumed.
 
     Several processes may ask for the same target at once: one downloads, the others wait for it.
 
     Args:
-        sha256: Expected digest; empty = unknown, any content is taken.
+        expected: SHA-256, or MD5 (32 digits) where that is all there is; empty = unknown, any content is taken.
         tries: Attempts after connection errors, with pauses of `pause_s`, twice that, and so on.
 
     Raises:
@@ -43,31 +56,31 @@ def download(url: str, target: Path, sha256: str = "", tries: int = 5, pause_s: 
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(target.name + ".lock")):  # released by the system if the process dies
-            if target.exists() and (not sha256 or sha256_of(target) == sha256):
-                return sha256 or sha256_of(target)
+            if target.exists() and (not expected or digest_of(target, expected) == expected):
+                return digest_of(target, expected)
             resumed = part.exists()
-            found = _whole(url, part, target, tries, pause_s)
-            if sha256 and found != sha256 and resumed:  # the kept part may be of another version
+            found = _whole(url, part, target, expected, tries, pause_s)
+            if expected and found != expected and resumed:  # the kept part may be of another version
                 part.unlink()
-                found = _whole(url, part, target, tries, pause_s)
-            if sha256 and found != sha256:
+                found = _whole(url, part, target, expected, tries, pause_s)
+            if expected and found != expected:
                 part.unlink()
                 raise UserError(
-                    f"{url} has SHA-256 {found}, expected {sha256}: not kept. The server or a proxy sent something "
-                    f"else; try again, or put the right file at {target}, {HINT}"
+                    f"{url} has {kind_of(expected)} {found}, expected {expected}: not kept. The server or a proxy "
+                    f"sent something else; try again, or put the right file at {target}, {HINT}"
                 )
             part.replace(target)
     return found
 
 
-def _whole(url: str, part: Path, target: Path, tries: int, pause_s: float) -> str:
+def _whole(url: str, part: Path, target: Path, expected: str, tries: int, pause_s: float) -> str:
     problem: Exception | None = None
     for attempt in range(tries):
         if attempt:
             time.sleep(pause_s * 2 ** (attempt - 1))
         try:
             _attempt(url, part)
-            return sha256_of(part)
+            return digest_of(part, expected)
         except urllib.error.HTTPError as error:
             problem = error
             error.close()

@@ -13,14 +13,14 @@ def lint(split: Split) -> list[str]:
     train_hash = row_hashes(split.train)
     findings = []
     for name, rows in split.tests.items():
-        findings += _repeats(row_hashes(rows), train_hash, name, "training")
+        findings += repeats(row_hashes(rows), train_hash, name, "training")
         findings += _one_class(rows, name)
         findings += _label_leak(rows, name, split.columns)
     if split.calibration is not None:
         calibration_hash = row_hashes(split.calibration)
-        findings += _repeats(calibration_hash, train_hash, "calibration", "training")
+        findings += repeats(calibration_hash, train_hash, "calibration", "training")
         for name, rows in split.tests.items():
-            findings += _repeats(calibration_hash, row_hashes(rows), "calibration", name)
+            findings += repeats(calibration_hash, row_hashes(rows), "calibration", name)
     findings += _constant(split)
     return findings
 
@@ -30,11 +30,11 @@ def row_hashes(rows: Rows) -> np.ndarray:
     x = _table(rows.x)
     hashes = np.zeros(len(x), np.uint64)
     for column in x.T:  # over columns, not rows; + 0.0 makes -0.0 and 0.0 equal
-        hashes = _mix(hashes * np.uint64(0x9E3779B97F4A7C15) + _mix((column.astype(np.float64) + 0.0).view(np.uint64)))
+        hashes = mix(hashes * np.uint64(0x9E3779B97F4A7C15) + mix((column.astype(np.float64) + 0.0).view(np.uint64)))
     return hashes
 
 
-def _mix(v: np.ndarray) -> np.ndarray:
+def mix(v: np.ndarray) -> np.ndarray:
     """MurmurHash3's 64-bit finaliser: every input bit changes every output bit."""
     v = (v ^ (v >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     v = (v ^ (v >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
@@ -45,12 +45,13 @@ def _table(x: Tensor) -> np.ndarray:
     return x.detach().cpu().reshape(len(x), -1).numpy()
 
 
-def _repeats(hashes: np.ndarray, others: np.ndarray, name: str, other_name: str) -> list[str]:
+def repeats(hashes: np.ndarray, others: np.ndarray, name: str, other_name: str, what: str = "rows") -> list[str]:
+    """A finding where some of `hashes` are among `others`."""
     count = int(np.isin(hashes, others).sum())
     if not count:
         return []
     share = 100 * count / len(hashes)
-    return [f"{count} of {len(hashes)} {name} rows ({share:.1f} %) are exact copies of {other_name} rows"]
+    return [f"{count} of {len(hashes)} {name} {what} ({share:.1f} %) are exact copies of {other_name} {what}"]
 
 
 def _one_class(rows: Rows, name: str) -> list[str]:

@@ -9,7 +9,11 @@ from torch import Tensor
 
 @dataclass
 class Rows:
-    """n samples; for tables `x` is (n, D) float64, not yet standardised, without NaN or Inf."""
+    """n samples; `x` is (n, D) float64 for tables, without NaN or Inf, and (n, C, H, W) uint8 for images.
+
+    Nothing is standardised yet. Large image sets have `outlie.data.image_files.ImageFiles` in place of a tensor: it has
+    a shape and a length, and decodes the files that it is indexed with.
+    """
 
     x: Tensor
     index: Tensor  # (n,) int64, row number in the source
@@ -28,8 +32,10 @@ class Split:
     train: Rows
     tests: dict[str, Rows]  # 'test', or an OOD set's name
     calibration: Rows | None  # held-out normal rows that fix the threshold; None where the protocol has none
-    mean: Tensor  # (D,) float64: the standardisation that the protocol fixes ...
-    scale: Tensor  # (D,) ... 1 for a constant column
+    mean: Tensor  # (D,) float64, images (C, 1, 1) in 0..255: the standardisation that the protocol fixes ...
+    scale: Tensor  # (D,) or (C, 1, 1) ... 1 for a constant column
     data_sha256: str
     columns: tuple[str, ...] = ()
     findings: list[str] = field(default_factory=list)  # lints, one sentence each
+    classes: tuple[str, ...] = ()  # name of each class label
+    protocols: dict[str, str] = field(default_factory=dict)  # test set -> its own protocol: ood_near, ood_far
