@@ -10,7 +10,7 @@ from outlie.detectors.base import Views, resize_buffers
 
 
 class Identity(nn.Module):
-    """Standardises each row with the mean and scale that the protocol fixed; x = features."""
+    """Standardises each row with the mean and scale that the protocol fixed; x = features, an image as one long row."""
 
     provides: ClassVar[tuple[str, ...]] = ("x", "features")
 
@@ -25,6 +25,6 @@ class Identity(nn.Module):
         self.mean, self.scale = split.mean, split.scale
 
     def forward(self, x: Tensor) -> Views:
-        """(B, D) raw rows -> Views with (B, D) float64 x and features (float32 where the device has no float64)."""
-        z = (x.to(self.mean) - self.mean) / self.scale
+        """(B, ...) raw rows -> Views with (B, D) float64 x and features (float32 where the device has no float64)."""
+        z = ((x.to(self.mean) - self.mean) / self.scale).flatten(1)
         return Views(x=z, features=z)
