@@ -1,11 +1,14 @@
 """Every tracker writes with no network, no account, an empty HOME and no standard input, and none can fail a run."""
 
+import io
 import os
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from outlie import loggers
 from outlie.errors import UserError
@@ -13,13 +16,18 @@ from outlie.errors import UserError
 SCRIPT = """
     import logging, sys
     from pathlib import Path
+    from matplotlib.image import imsave
     from outlie import loggers
 
     logging.basicConfig(level=logging.WARNING)
     tracker = getattr(loggers, sys.argv[1])(**eval(sys.argv[3]))
     trackers = loggers.open_loggers([tracker], Path(sys.argv[2]), {"seed": 0, "detector": {"k": 5}}, "wine-knn-0")
+    picture = Path(sys.argv[2]).with_name("picture.png")
+    imsave(picture, [[[1.0, 0, 0], [0, 0.5, 1.0]]])
     for epoch in range(3):
         trackers.log(epoch, {"loss": 1 / (epoch + 1)})
+        for name in [["curves", "scatter"], [], ["scatter"]][epoch]:
+            trackers.image(f"collapse/{name}", picture)
     trackers.summary({"auroc": 0.9, "status": "done", "threshold": None})
     print("alive", len(trackers.alive))
     trackers.close(ok=True)
@@ -52,6 +60,8 @@ def test_wandb_without_account_is_offline_and_silent(tmp_path):
     assert output == "alive 1\n"
     (written,) = run.glob("wandb/offline-run-*/run-*.wandb")
     assert written.stat().st_size > 0
+    images = sorted(path.name.rsplit("_", 1)[0] for path in run.rglob("media/images/collapse/*.png"))
+    assert images == ["curves_0", "scatter_0", "scatter_2"]  # the epochs they belong to, none with a step of its own
 
 
 def test_wandb_online_without_a_key_is_offline_and_does_not_ask(tmp_path):
@@ -98,6 +108,9 @@ def test_tensorboard_writes_curves_and_final_numbers(tmp_path):
     events.Reload()
     assert [round(e.value, 6) for e in events.Scalars("loss")] == [1.0, 0.5, 0.333333]
     assert events.Scalars("auroc")[0].value == pytest.approx(0.9)
+    (image,) = events.Images("collapse/curves")
+    pixels = imread(io.BytesIO(image.encoded_image_string), format="png")
+    np.testing.assert_allclose(pixels[..., :3], [[[1, 0, 0], [0, 0.5, 1]]], atol=0.003)
 
 
 def test_mlflow_writes_into_the_run_folder(tmp_path, monkeypatch):
@@ -116,6 +129,7 @@ def test_mlflow_writes_into_the_run_folder(tmp_path, monkeypatch):
     assert stored.info.status == "FINISHED"
     assert stored.data.params == {"seed": "0", "detector/k": "5"}
     assert stored.data.metrics == {"auroc": 0.9, "loss": pytest.approx(1 / 3)}
+    assert [file.path for file in client.list_artifacts(stored.info.run_id)] == ["picture.png"]
 
 
 class Breaking(loggers.CSV):
@@ -123,7 +137,7 @@ class Breaking(loggers.CSV):
 
     def __init__(self, at):
         self.calls = []
-        for name in ("open", "log", "summary", "close"):
+        for name in ("open", "log", "image", "summary", "close"):
             setattr(self, name, lambda *args, name=name: self.called(name, at))
 
     def called(self, name, at):
@@ -132,18 +146,51 @@ class Breaking(loggers.CSV):
             raise RuntimeError("disk\nis full")
 
 
-@pytest.mark.parametrize("at", ["open", "log", "summary", "close"])
+@pytest.mark.parametrize("at", ["open", "log", "image", "summary", "close"])
 def test_a_broken_tracker_is_dropped_with_one_line(tmp_path, caplog, at):
     broken, good = Breaking(at), Breaking(None)
     trackers = loggers.open_loggers([broken, good], tmp_path, {}, "name")
     for step in range(3):
         trackers.log(step, {"loss": 1.0})
+    trackers.image("summary", tmp_path / "summary.png")
     trackers.summary({})
     trackers.close(ok=False)
     trackers.close(ok=False)
-    assert good.calls == ["open", "log", "log", "log", "summary", "close"]
+    assert good.calls == ["open", "log", "log", "log", "image", "summary", "close"]
     assert broken.calls[-1] == at
     assert [r.getMessage() for r in caplog.records] == ["Breaking dropped, the run goes on: disk is full"]
+
+
+class Old:
+    """A user's tracker from before there were pictures."""
+
+    def open(self, run_dir, config, name):
+        self.seen = []
+
+    def log(self, step, values):
+        self.seen.append(values)
+
+    def summary(self, values): ...
+
+    def close(self, ok): ...
+
+
+def test_a_tracker_without_pictures_is_passed_over(tmp_path, caplog):
+    old, good = Old(), Breaking(None)
+    trackers = loggers.open_loggers([old, good], tmp_path, {}, "name")
+    trackers.image("summary", tmp_path / "summary.png")
+    trackers.log(0, {"loss": 1.0})
+    assert trackers.alive == [old, good]
+    assert old.seen == [{"loss": 1.0}]
+    assert good.calls == ["open", "image", "log"]
+    assert not caplog.records
+
+
+def test_a_picture_that_is_not_there_costs_the_tracker_only(tmp_path):
+    pytest.importorskip("tensorboard")
+    trackers = loggers.open_loggers([loggers.TensorBoard()], tmp_path, {}, "name")
+    trackers.image("summary", tmp_path / "missing.png")
+    assert trackers.alive == []
 
 
 def test_unknown_wandb_mode():
