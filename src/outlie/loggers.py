@@ -20,10 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """What `logger=` instantiates; `Trackers` calls these in this order."""
+    """What `logger=` instantiates; `Trackers` calls these in this order. One without `image` is shown none."""
 
     def open(self, run_dir: Path, config: dict[str, Any], name: str) -> None: ...
     def log(self, step: int, values: dict[str, float]) -> None: ...
+    def image(self, name: str, path: Path) -> None: ...
     def summary(self, values: dict[str, Any]) -> None: ...
     def close(self, ok: bool) -> None: ...
 
@@ -37,6 +38,10 @@ class Trackers:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Values of one epoch."""
         self._each(lambda tracker: tracker.log(step, values))
+
+    def image(self, name: str, path: Path) -> None:
+        """A picture that is already a PNG file."""
+        self._each(lambda tracker: tracker.image(name, path) if hasattr(tracker, "image") else None)
 
     def summary(self, values: dict[str, Any]) -> None:
         """Final numbers of the run."""
@@ -73,6 +78,9 @@ class CSV:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Already in metrics.csv."""
+
+    def image(self, name: str, path: Path) -> None:
+        """Already a file."""
 
     def summary(self, values: dict[str, Any]) -> None:
         """Already in result.json."""
@@ -143,6 +151,12 @@ class WandB:
         """One point of each curve."""
         self._run.log(values, step=step)
 
+    def image(self, name: str, path: Path) -> None:
+        """The picture, at the epoch logged last: a step of its own would make W&B drop the next epoch's values."""
+        import wandb
+
+        self._run.log({name: wandb.Image(str(path))}, commit=False)
+
     def summary(self, values: dict[str, Any]) -> None:
         """The run's summary, as its table shows it."""
         self._run.summary.update(values)
@@ -198,6 +212,13 @@ class TensorBoard:
         """One point of each curve."""
         self._logger.log_metrics(values, step)
 
+    def image(self, name: str, path: Path) -> None:
+        """The picture in the Images tab."""
+        from matplotlib.image import imread
+
+        pixels = (255 * imread(path)).round().astype("uint8")  # (H, W, 3 or 4); a PNG is read as fractions
+        self._logger.experiment.add_image(name, pixels, dataformats="HWC")
+
     def summary(self, values: dict[str, Any]) -> None:
         """The final numbers beside the config, in the HParams tab."""
         self._logger.log_hyperparams(self._config, numbers(values))
@@ -239,6 +260,10 @@ class MLflow:
     def log(self, step: int, values: dict[str, float]) -> None:
         """One point of each curve."""
         self._logger.log_metrics(values, step)
+
+    def image(self, name: str, path: Path) -> None:
+        """The file as an artifact, under its own name."""
+        self._logger.experiment.log_artifact(self._logger.run_id, str(path))
 
     def summary(self, values: dict[str, Any]) -> None:
         """The final numbers as metrics."""

@@ -14,9 +14,17 @@ from outlie.errors import UserError
 from outlie.results import store
 
 
-def save_model(path: Path, backbone: nn.Module, detector: Detector, spec: Spec, columns: tuple[str, ...]) -> None:
+def save_model(
+    path: Path,
+    backbone: nn.Module,
+    detector: Detector,
+    spec: Spec,
+    columns: tuple[str, ...],
+    input_shape: tuple[int, ...] = (),
+) -> None:
     """model.ckpt: tensors and plain values only, so that it loads with weights_only=True."""
     content = {
+        "input_shape": list(input_shape),
         "backbone": backbone.state_dict(),
         "detector": detector.state_dict(),
         "shapes": {name: list(shape) for name, shape in spec.shapes.items()},
@@ -30,13 +38,22 @@ def save_model(path: Path, backbone: nn.Module, detector: Detector, spec: Spec, 
 
 def load_model(path: Path, backbone: nn.Module, detector: Detector) -> tuple[str, ...]:
     """Fill backbone and detector with a finished run's state; returns the names of its columns."""
-    saved = load_state(path)
+    saved = load_backbone(path, backbone)
     shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
-    backbone.load_state_dict(saved["backbone"])
-    set_up(detector, Spec(shapes, saved["seed"], saved["classes"], getattr(backbone, "head", None)))
+    set_up(detector, Spec(shapes, saved["seed"], saved["classes"], getattr(backbone, "head", None), backbone))
     detector.load_state_dict(saved["detector"])
     detector.eval()
     return tuple(saved["columns"])
+
+
+def load_backbone(path: Path, backbone: Any) -> dict[str, Any]:
+    """Fill the backbone of a finished run, its layers made first where it has any; returns the whole checkpoint."""
+    saved = load_state(path)
+    if hasattr(backbone, "build"):
+        backbone.build(tuple(saved["input_shape"]), saved["classes"])
+    backbone.load_state_dict(saved["backbone"])
+    backbone.eval()
+    return saved
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from outlie.metrics import counts as curve
 from outlie.metrics.ranking import ranked, roc
+from outlie.results.evaluated import beside_id
 from outlie.results.store import whole
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def sets_of(scores: pl.DataFrame) -> TestSets:
     """Scores and labels by test set, without calibration rows and rows of unknown label."""
     known = scores.filter(scores["label"].is_in([0, 1]) & (scores["split"] != "calibration"))
     parts = known.partition_by("split", as_dict=True, maintain_order=True)
-    return {str(name): (part["score"].to_numpy(), part["label"].to_numpy()) for (name,), part in parts.items()}
+    tests = {str(name): (part["label"].to_numpy(), part["score"].to_numpy()) for (name,), part in parts.items()}
+    return {name: (score, label) for name, (label, score) in beside_id(tests).items()}
 
 
 def draw_roc(axes: Axes, sets: TestSets, result: Mapping[str, Any], log_fpr: bool) -> None:

@@ -34,6 +34,7 @@ NO_NUMBER = {
     "experiment",
     "run",
     "explain",
+    "detectors",
 }
 TRAINER_NUMBERS = {"precision", "max_epochs"}
 
@@ -43,12 +44,22 @@ def identity(cfg: dict[str, Any]) -> dict[str, Any]:
     kept = {name: section for name, section in cfg.items() if name not in NO_NUMBER}
     if isinstance(cfg.get("trainer"), dict):
         kept["trainer"] = {name: value for name, value in cfg["trainer"].items() if name in TRAINER_NUMBERS}
-    signature = signatures.read(cfg["dataset"]["_target_"])
-    paths = {p.name for p in signature.parameters if "Path" in (p.annotation or "")} if signature else set()
-    kept["dataset"] = {
-        name: _files_by_content(value) if name in paths else value for name, value in cfg["dataset"].items()
-    }
+    for section in ("dataset", "backbone"):
+        signature = signatures.read(kept[section]["_target_"]) if section in kept else None
+        paths = {p.name for p in signature.parameters if "Path" in (p.annotation or "")} if signature else set()
+        if section in kept:
+            kept[section] = {
+                name: _files_by_content(value) if name in paths else value for name, value in kept[section].items()
+            }
     return kept
+
+
+def training_identity(cfg: dict[str, Any]) -> dict[str, Any]:
+    """What trained weights depend on: a run's identity, less the options of the dataset that choose its test sets."""
+    depends = identity(cfg)
+    signature = signatures.read(cfg["dataset"]["_target_"])
+    tests = signature.scoring if signature else ()
+    return depends | {"dataset": {name: value for name, value in depends["dataset"].items() if name not in tests}}
 
 
 def _files_by_content(value: Any) -> Any:
@@ -78,11 +89,29 @@ def eval_folder(cfg: dict[str, Any], run: Path) -> Path:
     return Path(cfg["output_dir"]) / "eval" / f"{run.name}-{digest(identity(cfg))}"
 
 
+def comparison_folder(cfg: dict[str, Any], run: Path) -> Path:
+    """outputs/eval/<the run's name>-detectors-<hash of what all detectors share>."""
+    shared = {name: value for name, value in identity(cfg).items() if name != "detector"}
+    return Path(cfg["output_dir"]) / "eval" / f"{run.name}-detectors-{digest(shared)}"
+
+
+def detector_name(choice: str, section: dict[str, Any]) -> str:
+    """<detector>-<hash of its options>, the folder of one detector in a comparison."""
+    return f"{choice.replace('/', '_')}-{digest(section)}"
+
+
 def stage_folder(cfg: dict[str, Any], scoring: tuple[str, ...]) -> Path:
     """Where the trained weights lie: shared by all runs whose detectors differ in scoring options only."""
-    depends = identity(cfg)
+    depends = training_identity(cfg)
     depends["detector"] = {name: value for name, value in depends["detector"].items() if name not in scoring}
     name = depends["detector"]["_target_"].rsplit(".", 1)[-1].lower()
+    return Path(cfg["output_dir"]) / "stages" / f"{name}-{digest(depends)}"
+
+
+def backbone_folder(cfg: dict[str, Any]) -> Path:
+    """Where a backbone's trained weights lie: shared by all runs on the same training rows, whatever the detector."""
+    depends = {name: value for name, value in training_identity(cfg).items() if name != "detector"}
+    name = cfg["choices"]["backbone"].replace("/", "_")
     return Path(cfg["output_dir"]) / "stages" / f"{name}-{digest(depends)}"
 
 

@@ -30,6 +30,8 @@ MEANING = {
 }
 
 
+SETS = ("auroc", "average_precision", "fpr95_ood_positive", "fpr95_id_positive", "recall_at_fpr01")
+COLLAPSE = {"NC1": "nc1", "NC2": "nc2_equiangularity", "NC3": "nc3", "NC4": "nc4"}
 GROUP = ("auroc", "average_precision", "f1_at_k", "recall_at_fpr01")  # what fits beside a name in 80 columns
 
 
@@ -55,14 +57,19 @@ def render(result: Mapping[str, Any], run_dir: Path, console: Console | None = N
     if result.get("status") == "failed":
         reason = (result.get("error") or "no reason was recorded").strip().splitlines()[-1]  # the end of a traceback
         console.print(Text(f"failed: {reason}", style="bold red"))
-    for name, metrics in (result.get("metrics") or {}).items():
+    several = len(result.get("protocols") or {}) > 1
+    if several:
+        console.print(_sets(result))
+        _say(console, [realised_in_words(result, name, name) for name in result["protocols"]])
+    for name, metrics in () if several else (result.get("metrics") or {}).items():
         console.print(Padding(_heading(result, name), (1, 0, 0, 0)))
         if metrics:
             console.print(_table(result, name, metrics))
         _say(console, [recall_in_words(result, name), realised_in_words(result, name)])
     if result.get("metrics") and not result.get("threshold"):
         _say(console, ["No threshold: this protocol keeps no calibration rows, the recall is read off the test set."])
-    _say(console, [latency_in_words(result.get("latency")), cost_in_words(result.get("cost"))], above=1)
+    costs = [latency_in_words(result.get("latency")), cost_in_words(result.get("cost"))]
+    _say(console, [classifier_in_words(result.get("classifier")), *costs], above=1)
     warnings = dict.fromkeys([(result.get("threshold") or {}).get("warning"), *(result.get("findings") or [])])
     _say(console, [f"! {warning}" for warning in warnings if warning], style="yellow", above=1)
     files = sorted(path.name for path in run_dir.glob("[!.]*") if path.is_file())
@@ -97,6 +104,42 @@ def render_group(results: list[Mapping[str, Any]], console: Console | None = Non
     console.print(table)
 
 
+def _sets(result: Mapping[str, Any]) -> Table:
+    """One line for each out-of-distribution set, the unweighted mean below the sets of each protocol."""
+    metrics, means = result["metrics"], result.get("means") or {}
+    shown = [key for key in SETS if any(key in values for values in metrics.values())]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("%", overflow="fold")
+    for key in shown:
+        table.add_column(key, justify="right", overflow="fold")
+
+    def line(name: str, values: Mapping[str, Any], style: str = "") -> None:
+        cells = ["-" if values.get(key) is None else f"{100 * values[key]:.2f}" for key in shown]
+        table.add_row(Text(name), *cells, style=style)
+
+    for protocol in means:
+        for name, own in result["protocols"].items():
+            if own == protocol:
+                line(f"{name}: {_get(result, 'counts', name, 'anomalies') or 0:,} rows", metrics[name])
+        line(f"{protocol}, mean", means[protocol], "bold")
+        table.add_section()
+    return table
+
+
+def classifier_in_words(classifier: Mapping[str, Any] | None) -> str | None:
+    """How accurate the classifier is, and how far its features have collapsed onto their class means."""
+    if not classifier:
+        return None
+    accuracy = classifier.get("accuracy")
+    sentences = [] if accuracy is None else [f"The classifier gets {_percent(accuracy)} of the test rows right"]
+    if sentences and classifier.get("train_accuracy") is not None:
+        sentences[0] += f", {_percent(classifier['train_accuracy'])} of the training rows"
+    collapse = {key: classifier.get(name) for key, name in COLLAPSE.items() if classifier.get(name) is not None}
+    if collapse:
+        sentences.append("Neural collapse (0 = complete): " + ", ".join(f"{k} {v:.3g}" for k, v in collapse.items()))
+    return ". ".join(sentences) + "." if sentences else None
+
+
 def recall_in_words(result: Mapping[str, Any], name: str) -> str | None:
     """'At 1 % false alarms it finds 83 % of the anomalies [76-89].'"""
     recall = result["metrics"][name].get("recall_at_fpr01")
@@ -107,7 +150,7 @@ def recall_in_words(result: Mapping[str, Any], name: str) -> str | None:
     return f"At 1 % false alarms it finds {_percent(recall)} of the anomalies{interval}.{hindsight}"
 
 
-def realised_in_words(result: Mapping[str, Any], name: str) -> str | None:
+def realised_in_words(result: Mapping[str, Any], name: str, title: str = "") -> str | None:
     """What the calibrated threshold did on this test set, with exact intervals."""
     threshold, realised = result.get("threshold"), _get(result, "threshold", "realised", name)
     if not threshold or not realised:
@@ -124,6 +167,8 @@ def realised_in_words(result: Mapping[str, Any], name: str) -> str | None:
         parts.append(f"{_percent(realised['recall'])} of the anomalies were found{found}")
     if not parts:
         return None
+    if title:
+        return f"{title}: in use, {' and '.join(parts)}."
     return (
         f"In use, at the threshold calibrated beforehand (score > {threshold['value']:.4g}, for "
         f"{_percent(threshold['false_alarms'])} false alarms, from {threshold['n_calibration']:,} normal rows) "
