@@ -11,6 +11,7 @@ from outlie.overrides import Override
 ROOT = {
     "seed": "NonNegativeInt", "output_dir": "str", "force": "bool", "dry_run": "bool", "debug": "bool",
     "allow": "list[str]", "run": "str", "explain": "bool",
+    "detectors": "str | list[str] | None",
 }  # fmt: skip
 MISSING = "???"
 

@@ -1,11 +1,13 @@
-"""The Lightning modules: one that trains a detector's loss, one that extracts a backbone's views."""
+"""The Lightning modules: one that trains a detector's or a backbone's loss, one that extracts a backbone's views."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from outlie.detectors.base import Detector, Views
+from outlie.detectors.base import Views
 from outlie.detectors.training import Recipe
 from outlie.errors import UserError
 from outlie.gather import mean_over_ranks, rank_and_world
@@ -24,7 +27,7 @@ from outlie.trainer import Options
 
 
 class Batches:
-    """Views held as tensors and indexed by one permutation an epoch: no worker processes for a table."""
+    """Views indexed by one permutation an epoch: no worker processes for tensors, one thread for images on disk."""
 
     def __init__(
         self, views: Views, batch_size: int, drop_last: bool, generator: Callable[[], torch.Generator]
@@ -40,28 +43,39 @@ class Batches:
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[Views]:
-        order = torch.randperm(len(self.views), generator=self.generator()).to(self.views.device)
+        held = isinstance(self.views.x, Tensor) or self.views.x is None
+        order = torch.randperm(len(self.views), generator=self.generator())
+        order = order.to(self.views.device) if held else order
         rank, world = rank_and_world()
-        start = 0
-        for size in self.sizes:
-            yield self.views[order[start : start + size][rank::world]]
-            start += size
+        starts = [0, *itertools.accumulate(self.sizes)]
+        rows = [order[start : start + size][rank::world] for start, size in zip(starts, self.sizes)]
+        if held:
+            yield from (self.views[some] for some in rows)
+            return
+        with ThreadPoolExecutor(1) as ahead:  # decodes the next batch while the network works on this one
+            waiting: Future[Views] | None = None
+            for some in [*rows, None]:
+                done, waiting = waiting, None if some is None else ahead.submit(self.views.__getitem__, some)
+                if done is not None:
+                    yield done.result()
 
 
 class Train(L.LightningModule):
-    """Trains `detector.loss` by its recipe on the views of the training rows.
+    """Trains the `loss` of a detector or a backbone by its recipe on the views of the training rows.
 
     Epoch e draws its order, its noise and its dropout from generators seeded by (seed, e): a run that was killed and
     resumes at an epoch's start ends with the same weights as one that was not.
 
     Args:
-        checkpoint: where to keep the state every `checkpoint_seconds`; written whole or not at all.
+        detector: it, or the backbone: whatever has a `recipe` and a `loss(views, generator)`.
+        checkpoint: where to keep the state every `checkpoint_seconds`; written whole or not at all. A module with
+            `snapshots` has as many states of its weights kept beside it, in snapshots/, evenly over the epochs.
         on_epoch: called after each epoch with the losses so far.
     """
 
     def __init__(
         self,
-        detector: Detector,
+        detector: torch.nn.Module,
         views: Views,
         seed: int,
         checkpoint: Path,
@@ -79,6 +93,10 @@ class Train(L.LightningModule):
         self.epochs = min(wanted, max_epochs or wanted)
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         self.losses: list[float] = []  # mean training loss of every epoch
+        snapshots = min(getattr(detector, "snapshots", 0), self.epochs)
+        self.snapshot_epochs = {round((i + 1) * self.epochs / snapshots) - 1 for i in range(snapshots)}
+        # in a list, so that it is no submodule: its weights have no gradient for DDP to wait for
+        self._average = [average_of(detector, self.recipe.ema)] if self.recipe.ema else []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.recipe.optimizer(self.detector)
@@ -91,6 +109,8 @@ class Train(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.batches.views = self.batches.views.map(lambda t: t.to(self.device))
+        for average in self._average:
+            average.to(self.device)
         # one process without a gradient scaler needs none of Lightning's wrapping: a tenth of a small network's step
         self._plain = rank_and_world()[1] == 1 and self.trainer.precision in ("32-true", "64-true", "bf16-mixed")
         self._optimizer: Any = self.optimizers(use_pl_optimizer=not self._plain)
@@ -106,11 +126,19 @@ class Train(L.LightningModule):
     def training_step(self, batch: Views, batch_idx: int) -> None:
         if self.recipe.decay_lr:
             progress = (self.current_epoch + batch_idx / len(self.batches)) / self.epochs
-            self._optimizer.param_groups[0]["lr"] = self.recipe.lr_at(progress)
-        loss = self.detector.loss(batch, self.generator)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.recipe.lr_at(progress)
+        loss = self.detector.loss(batch.map(lambda t: t.to(self.device)), self.generator)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward() if self._plain else self.manual_backward(loss)
+        if self.recipe.clip_norm:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            if scaler is not None:  # fp16: the norm is that of the unscaled gradient
+                scaler.unscale_(self.optimizers(use_pl_optimizer=False))
+            torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.clip_norm)
         self._optimizer.step()
+        for average in self._average:
+            average.update_parameters(self.detector)
         self._loss_sum += loss.detach()
 
     def on_train_epoch_end(self) -> None:
@@ -122,6 +150,9 @@ class Train(L.LightningModule):
             )
         self.losses.append(loss)
         self.on_epoch(self.losses)
+        if self.current_epoch in self.snapshot_epochs and self.trainer.is_global_zero:
+            with store.whole(self.checkpoint.parent / "snapshots" / f"{self.current_epoch + 1:05d}.ckpt") as temporary:
+                torch.save((self._average[0].module if self._average else self.detector).state_dict(), temporary)
         stop = getattr(self.detector, "stop", None)
         if stop is not None and stop(self.losses):
             self.trainer.should_stop = True
@@ -139,14 +170,26 @@ class Train(L.LightningModule):
             self.trainer.save_checkpoint(self.checkpoint)  # writes nothing, takes part
         self._saved = time.monotonic()
 
+    def on_train_end(self) -> None:
+        for average in self._average:
+            self.detector.load_state_dict(average.module.state_dict())
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["losses"] = self.losses
+        checkpoint["average"] = [average.state_dict() for average in self._average]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.losses = list(checkpoint["losses"])
+        for average, state in zip(self._average, checkpoint["average"]):
+            average.load_state_dict(state)
 
     def _order(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch)
+
+
+def average_of(module: torch.nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of a module's weights and buffers."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 class Extract(L.LightningModule):
@@ -203,7 +246,7 @@ def make_trainer(
             strategy=options.strategy,
             precision=options.precision,
             max_epochs=max_epochs,
-            sync_batchnorm=rank_and_world()[1] > 1,
+            sync_batchnorm=rank_and_world()[1] > 1 and torch.cuda.is_available(),  # gloo has none: each rank its own
             callbacks=callbacks,
             default_root_dir=folder,
             logger=False,

@@ -35,6 +35,7 @@ class Signature(NamedTuple):
     needs: tuple[str, ...]
     provides: tuple[str, ...]
     scoring: tuple[str, ...]
+    posthoc: bool
     closed: bool  # False: takes other keys too (**kwargs, or a base class whose source is not ours)
 
     def parameter(self, name: str) -> Parameter | None:
@@ -61,7 +62,7 @@ def read(target: str) -> Signature | None:
     chain = [(module, node), *_bases(module, node)] if isinstance(node, ast.ClassDef) else [(module, node)]
     parameters, closed = _parameters(chain)
     docs = {name: text for _, one in reversed(chain) for name, text in _argument_docs(one).items()}
-    attributes = {name: _attribute(chain, name) for name in ("paper", "needs", "provides", "scoring")}
+    attributes = {name: _attribute(chain, name) for name in ("paper", "needs", "provides", "scoring", "posthoc")}
     return Signature(
         target,
         tuple(p._replace(doc=docs.get(p.name, "")) for p in parameters),
@@ -70,6 +71,7 @@ def read(target: str) -> Signature | None:
         tuple(attributes["needs"] or ()),
         tuple(attributes["provides"] or ()),
         tuple(attributes["scoring"] or ()),
+        bool(attributes["posthoc"]),
         closed,
     )
 

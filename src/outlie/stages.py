@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from outlie.data.split import Rows, Split
 from outlie.detectors.base import Detector, Spec, Views
@@ -22,12 +23,36 @@ from outlie.results.checkpoint import load_state
 from outlie.trainer import Options
 
 ROWS_AT_ONCE = 1024  # of one forward pass: on a CPU four times as many leave the cache and take twice as long
+PIXELS_AT_ONCE = 2**22
+
+
+def rows_at_once(shape: tuple[int, ...]) -> int:
+    """Rows of one forward pass, for samples of that shape: a table's row, or an image (C, H, W)."""
+    return ROWS_AT_ONCE if len(shape) < 3 else min(256, max(1, PIXELS_AT_ONCE // (shape[-1] * shape[-2])))
+
+
+class Passes:
+    """Views computed when they are asked for, for detectors that need the input or the network itself.
+
+    Stands where `Views` of all rows would: `len(passes)`, `passes[rows]`.
+    """
+
+    def __init__(self, backbone: nn.Module, rows: Rows, device: torch.device) -> None:
+        self.backbone, self.rows, self.device = backbone.to(device), rows, device
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> Views:
+        views = self.backbone(self.rows.x[rows].to(self.device))
+        views.y = None if self.rows.y is None else self.rows.y[rows].to(self.device)
+        return views
 
 
 def extract(backbone: nn.Module, rows: Rows, options: Options, folder: Path) -> Views:
     """The backbone's views of all rows, in order, on every rank; each rank computes its share."""
     mine = rows.x[share(len(rows))]
-    batches = DataLoader(mine.split(ROWS_AT_ONCE), batch_size=None)  # pyright: ignore[reportArgumentType]
+    batches = DataLoader(mine.split(rows_at_once(mine.shape[1:])), batch_size=None)  # pyright: ignore[reportArgumentType]
     parts = make_trainer(options, folder).predict(Extract(backbone), batches)
     views = Views.cat(parts) if parts else backbone(mine)
     views = views.map(lambda t: gather_shares(t, len(rows)))
@@ -43,7 +68,7 @@ def spec_of(views: Views, seed: int, backbone: nn.Module) -> Spec:
         if (t := getattr(views, name)) is not None
     }
     classes = None if views.logits is None else views.logits.shape[1]
-    return Spec(shapes, seed, classes, getattr(backbone, "head", None))
+    return Spec(shapes, seed, classes, getattr(backbone, "head", None), backbone)
 
 
 @contextlib.contextmanager
@@ -60,8 +85,19 @@ def threads(flops: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@torch.no_grad()
+def step_flops(module: Any, views: Views) -> float:
+    """About the operations of a training step, forward and backward."""
+    if isinstance(module, Detector):  # on rows: each weight is used once
+        return 6.0 * sum(p.numel() for p in module.parameters()) * module.recipe.batch_size
+    with FlopCounterMode(display=False) as counter:  # on images: at every pixel
+        module.eval()(views.x[:1])
+    module.train()
+    return 3.0 * counter.get_total_flops() * module.recipe.batch_size
+
+
 def train(
-    detector: Any,
+    module: Any,
     views: Views,
     seed: int,
     options: Options,
@@ -69,7 +105,7 @@ def train(
     bar: str = "",
     on_epoch: Callable[[list[float]], None] = lambda losses: None,
 ) -> dict[str, Any]:
-    """Train the detector's loss, or go on with the state that an interrupted training left in `folder`.
+    """Train the loss of a detector or a backbone, or go on with the state that a killed training left in `folder`.
 
     Args:
         bar: title of a progress bar; empty = none.
@@ -81,30 +117,29 @@ def train(
     state = folder / "training.ckpt"
     folder.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
-    module = Train(detector, views, seed, state, options.checkpoint_seconds, options.max_epochs, on_epoch)
+    loop = Train(module, views, seed, state, options.checkpoint_seconds, options.max_epochs, on_epoch)
     if options.compile:
-        for child in detector.children():
+        for child in module.children():
             child.compile()
-    trainer = make_trainer(options, folder, module.epochs, [Bar(bar)] if bar else None)
-    detector.train()
+    trainer = make_trainer(options, folder, loop.epochs, [Bar(bar)] if bar else None)
+    module.train()
     if state.exists():
         load_state(state)  # a broken one is said before Lightning meets it
-    flops = 6.0 * sum(p.numel() for p in detector.parameters()) * detector.recipe.batch_size
     try:
-        with threads(flops):
-            trainer.fit(module, ckpt_path=state if state.exists() else None, weights_only=True)
+        with threads(step_flops(module, views)):
+            trainer.fit(loop, ckpt_path=state if state.exists() else None, weights_only=True)
     except SystemExit as exit:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from exit
-    detector.eval()
+    module.eval()
     return {
-        "losses": module.losses,
+        "losses": loop.losses,
         "train_s": time.perf_counter() - wall,
         "train_cpu_s": time.process_time() - cpu,
     }
 
 
 def trained(
-    detector: Detector,
+    module: Any,
     views: Views,
     seed: int,
     options: Options,
@@ -122,35 +157,50 @@ def trained(
         torch.distributed.barrier()
     if weights.exists():
         saved = load_state(weights)
-        detector.load_state_dict(saved["detector"])
+        module.load_state_dict(saved["detector"])
+        module.eval()
         for epoch in range(len(saved["spent"]["losses"])):
             on_epoch(saved["spent"]["losses"][: epoch + 1])
         return saved["spent"]
     if rank > 0:
-        return train(detector, views, seed, options, folder)
+        return train(module, views, seed, options, folder)
     with store.lock(folder):
-        spent = train(detector, views, seed, options, folder, bar, on_epoch)
+        spent = train(module, views, seed, options, folder, bar, on_epoch)
         with store.whole(weights) as temporary:
-            torch.save({"detector": detector.state_dict(), "spent": spent}, temporary)
+            torch.save({"detector": module.state_dict(), "spent": spent}, temporary)
         (folder / "training.ckpt").unlink(missing_ok=True)
     return spent
 
 
 @torch.no_grad()
-def score(detector: Detector, views: Views, device: torch.device, rows_at_once: int = ROWS_AT_ONCE) -> Tensor:
+def fit(detector: Any, views: Views | Passes, device: torch.device) -> None:
+    """Hand the detector every row: all at once, or, where views are computed as they are needed, batch by batch."""
+    detector.to(device)
+    if isinstance(views, Views):
+        detector.fit(views.map(lambda t: t.to(device)))
+        return
+    for rows in share(len(views)).split(rows_at_once(tuple(views.rows.x.shape[1:]))):
+        detector.update(views[rows])
+    detector.finish()
+
+
+@torch.no_grad()
+def score(detector: Detector, views: Views | Passes, device: torch.device, at_once: int | None = None) -> Tensor:
     """(n,) float64 scores of all rows, in order, on every rank; each rank computes its share."""
     detector.eval().to(device)
-    mine = share(len(views)).split(rows_at_once)
+    passes = isinstance(views, Passes)
+    at_once = at_once or (rows_at_once(tuple(views.rows.x.shape[1:])) if passes else ROWS_AT_ONCE)
+    mine = share(len(views)).split(at_once)
     numbers = sum(t.numel() for t in (*detector.parameters(), *detector.buffers()))
-    with threads(2.0 * numbers * min(len(views), rows_at_once)):
+    with threads(float("inf") if passes else 2.0 * numbers * min(len(views), at_once)):
         parts = [detector.score(views[rows].map(lambda t: t.to(device))).double().cpu() for rows in mine if len(rows)]
     return gather_shares(torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64), len(views))
 
 
 @torch.no_grad()
-def batch_lint(detector: Detector, views: Views, device: torch.device, rows: int = 8) -> list[str]:
+def batch_lint(detector: Detector, views: Views | Passes, device: torch.device, rows: int = 8) -> list[str]:
     """A finding where the score of a row alone differs from its score in a batch."""
-    some = views[: min(rows, len(views))]
+    some = views[torch.arange(min(rows, len(views)))]
     together = score(detector, some, device, len(some))
     alone = score(detector, some, device, 1)
     if torch.allclose(together, alone, rtol=1e-4, atol=1e-6):
@@ -160,10 +210,11 @@ def batch_lint(detector: Detector, views: Views, device: torch.device, rows: int
 
 def describe(split: Split) -> str:
     """Rows of each part, anomalies and columns, in a line."""
+    size = " x ".join(map(str, split.train.x.shape[1:]))
     parts = [f"{len(split.train)} train"]
     if split.calibration is not None:
         parts.append(f"{len(split.calibration)} calibration")
     for name, rows in split.tests.items():
         anomalies = "no labels" if rows.label is None else f"{int(rows.label.sum())} anomalies"
         parts.append(f"{len(rows)} {name} ({anomalies})")
-    return f"{', '.join(parts)} rows, {split.train.x[0].numel()} features"
+    return f"{', '.join(parts)} rows, {size} {'features' if split.train.x.ndim == 2 else 'pixels'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from outlie import distributed, log, stages
+from outlie import cell, distributed, log
 from outlie.build import build
+from outlie.commands import compare
 from outlie.commands.train import plain
 from outlie.data.split import Rows, Split
 from outlie.detectors.base import Detector, Views
 from outlie.errors import UserError
 from outlie.explain import explain
-from outlie.metrics import cost
 from outlie.metrics.evaluation import Metrics
 from outlie.results import checkpoint, evaluated, store
 
@@ -33,6 +34,12 @@ def main(cfg: DictConfig) -> int:
     if trained is None or trained["status"] != "done":
         raise UserError(f"{run} is not a finished run; run train --config {run / 'config.yaml'} finishes it")
     then = plain(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
+    asked, options = now.pop("detectors"), build(now["trainer"], allow)
+    if asked is not None:
+        if not distributed.started() and distributed.wanted(options) > 1 and not cfg.dry_run:
+            return distributed.launch(cfg, "outlie.commands.evaluate", distributed.wanted(options))
+        distributed.join(options)
+        return compare.main(now | {"detectors": asked}, then, run, trained)
     detector = build(now["detector"], allow)
     same_training(then, now, detector.scoring)
     folder = store.eval_folder(now, run)
@@ -90,32 +97,37 @@ def compute(
 ) -> dict[str, Any]:
     """Score calibration rows and test sets; writes config, scores and explanations, returns the result."""
     started, seed, options = store.now(), then["seed"], build(now["trainer"], allow)
-    device = distributed.device(options)
     backbone = build(now["backbone"], allow)
     columns = checkpoint.load_model(run / "model.ckpt", backbone, detector)
-    other = store.identity(now)["dataset"] != store.identity(then)["dataset"]  # a file may have moved
+    # the options that choose a dataset's test sets do not make it another one; nor does a file that has moved
+    other = store.training_identity(now)["dataset"] != store.training_identity(then)["dataset"]
     own = build((then if other else now)["dataset"], allow).load(seed)
     split = build(now["dataset"], allow).load(now["seed"]) if other else own
+    if other and (own.protocols or split.protocols):
+        raise UserError(
+            f"the run's classes are those of {then['choices']['dataset']}: choose its out-of-distribution sets, "
+            "dataset.far=[...], not another dataset"
+        )
     if split.train.x.shape[1:] != own.train.x.shape[1:] or split.columns != columns:
         raise UserError(
             f"the run was trained on {len(columns)} columns ({', '.join(columns[:5])}, ...), these data have "
             f"{len(split.columns)} ({', '.join(split.columns[:5])}, ...)"
         )
+    if now["explain"] and "network" in backbone.provides:
+        raise UserError("explain=true tells which columns of a table made the score: it needs backbone=identity")
     tests = {"test": every_row(split)} if other else split.tests
-    parts = ({"calibration": own.calibration} if own.calibration is not None else {}) | tests
-    scores, views = {}, {}
-    with cost.seconds() as scoring:
-        for name, rows in parts.items():
-            views[name] = stages.extract(backbone, rows, options, folder)
-            label = None if rows.label is None else rows.label.numpy()
-            scores[name] = (rows.index.numpy(), label, stages.score(detector, views[name], device).numpy())
-    log.log.info("score     %s rows, %.2f s", sum(map(len, parts.values())), scoring.wall)
+    ground = cell.Ground(
+        dataclasses.replace(split, tests=tests, calibration=own.calibration),
+        backbone, options, folder, Path(now["output_dir"]) / "views",
+    )  # fmt: skip
+    scores, scoring = cell.scored(detector, ground)
     with store.whole(folder / "config.yaml") as temporary:
         OmegaConf.save(OmegaConf.create(now | {"run": str(run)}), temporary)
     store.write_scores(folder / "scores.parquet", scores)
     if now["explain"]:
         for name in tests:
-            write_explanations(folder / "explanations.parquet", detector.to("cpu"), views[name], scores[name], columns)
+            views = ground.views(name, with_input=True)
+            write_explanations(folder / "explanations.parquet", detector.to("cpu"), views, scores[name], columns)
     kept = ("schema", "status", "detector", "backbone", "seed")
     return {
         **{name: trained[name] for name in kept},
@@ -124,10 +136,11 @@ def compute(
         "dataset": "/".join(filter(None, (now["choices"]["dataset"], now["dataset"].get("part")))),
         "data_sha256": split.data_sha256,
         "lints": split.findings,
-        **evaluated.evaluate_scores(scores, metrics, seed, split.findings),
+        "protocols": split.protocols,
+        **evaluated.evaluate_scores(scores, metrics, seed, split.findings, split.protocols),
         "latency": None,
-        "cost": {"score_s": scoring.wall, "score_cpu_s": scoring.cpu},
-        "environment": store.environment(str(device)),
+        "cost": scoring,
+        "environment": store.environment(str(ground.device)),
         "code_version": store.code_version(),
         "started": started,
         "finished": store.now(),
@@ -179,3 +192,7 @@ def show_explanations(path: Path, rows: int = 5, features: int = 3) -> None:
         why = ", ".join(f"{columns[j]} {values[j]:+.3g}" for j in order)
         table.add_row(str(index), f"{score:.4g}", {0: "normal", 1: "anomaly", None: "-"}[label], why)
     Console(highlight=False).print(table, f"all {len(columns)} features of the top rows: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(distributed.work(main))

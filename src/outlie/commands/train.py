@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from outlie import distributed, log, stages
+from outlie import cell, distributed, log, stages
 from outlie.build import build
-from outlie.detectors.base import set_up
-from outlie.detectors.training import Recipe
 from outlie.gather import rank_and_world
 from outlie.loggers import Trackers, open_loggers
 from outlie.metrics import cost
 from outlie.metrics.evaluation import Metrics
-from outlie.results import checkpoint, evaluated, published, store
+from outlie.results import checkpoint, classified, evaluated, published, store
 from outlie.trainer import Options
 
 
@@ -30,15 +28,15 @@ def main(cfg: DictConfig) -> int:
     cells = [OmegaConf.merge(cfg, {"dataset": {"part": part}}) for part in parts] or [cfg]
     if cfg.dry_run:
         print(OmegaConf.to_yaml(cfg, resolve=True), end="")
-        for cell in cells:
-            print(plan(plain(cell), build(cell.detector, allow)))
+        for one in cells:
+            print(plan(plain(one), build(one.detector, allow), build(one.backbone, allow)))
         return 0
     if not distributed.started() and distributed.wanted(options) > 1:
         return distributed.launch(cfg, "outlie.commands.train", distributed.wanted(options))
     distributed.join(options)
     if options.threads:
         torch.set_num_threads(options.threads)
-    results = [run_cell(plain(cell), options, allow) for cell in cells]
+    results = [run_cell(plain(one), options, allow) for one in cells]
     if len(results) > 1 and rank_and_world()[0] == 0:
         from outlie.results.summary import render_group
 
@@ -53,11 +51,18 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(name): value for name, value in container.items()}
 
 
-def plan(cfg: dict[str, Any], detector: Any) -> str:
+def plan(cfg: dict[str, Any], detector: Any, backbone: Any = None) -> str:
     """What would be done, in the order it would be done, and what of it is done."""
     folder = store.run_folder(cfg)
     done = (store.read_result(folder) or {}).get("status") == "done"
     steps = ["load the data"]
+    if (recipe := getattr(backbone, "recipe", None)) and backbone.trained:
+        weights = store.backbone_folder(cfg) / "weights.ckpt"
+        steps.append(
+            f"take the backbone's weights of {weights}"
+            if weights.exists()
+            else f"train the backbone, {how_long(recipe, cfg['trainer']['max_epochs'])}"
+        )
     if hasattr(detector, "loss"):
         weights = store.stage_folder(cfg, detector.scoring) / "weights.ckpt"
         steps.append(
@@ -73,10 +78,10 @@ def plan(cfg: dict[str, Any], detector: Any) -> str:
     )
 
 
-def how_long(recipe: Recipe, max_epochs: int | None) -> str:
+def how_long(recipe: Any, max_epochs: int | None) -> str:
     """The length of a training in words, before the data are known."""
     words = f"{recipe.epochs} epochs"
-    if recipe.min_steps:
+    if getattr(recipe, "min_steps", 0):
         words += f", or {recipe.min_steps} steps where these are more"
     return words + (f", at most {max_epochs} epochs" if max_epochs else "")
 
@@ -90,7 +95,9 @@ def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[st
     result = store.read_result(folder)
     if result and result["status"] == "done" and not cfg["force"]:
         if result["evaluated_with"] != evaluated.key(metrics):  # other metrics: the scores are there
-            result |= evaluated.evaluate_scores(store.read_scores(folder), metrics, cfg["seed"], result["lints"])
+            result |= evaluated.evaluate_scores(
+                store.read_scores(folder), metrics, cfg["seed"], result["lints"], result.get("protocols")
+            )
             if first:
                 draw(folder, result)
                 store.write_json(folder / "result.json", result)
@@ -132,96 +139,69 @@ def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[st
 def compute(
     cfg: dict[str, Any], options: Options, metrics: Metrics, allow: list[str], folder: Path, trackers: Trackers
 ) -> dict[str, Any]:
-    """The stages; writes scores.parquet, model.ckpt, metrics.csv and summary.png, returns the result."""
+    """The stages; writes scores.parquet, model.ckpt, metrics.csv and the pictures, returns the result."""
     from outlie.metrics import latency
 
-    seed, say, device = cfg["seed"], log.log.info, distributed.device(options)
     first = rank_and_world()[0] == 0
     detector = build(cfg["detector"], allow)  # first: what it refuses needs no data
-    split = build(cfg["dataset"], allow).load(seed)
-    dataset, detector_name = cfg["choices"]["dataset"], cfg["choices"]["detector"]
+    split = cell.load(cfg["dataset"], cfg["choices"]["dataset"], cfg["seed"], allow)
     part = cfg["dataset"].get("part")  # one file of several: a published cell is the mean of all of them
-    say("data      %s, protocol %s: %s", dataset, split.protocol, stages.describe(split))
-    for finding in split.findings:
-        say("finding   %s", finding)
 
-    backbone = build(cfg["backbone"], allow)
-    backbone.setup(split)
-    views = {"train": stages.extract(backbone, split.train, options, folder)}
-    held_out = {"calibration": split.calibration} if split.calibration is not None else {}
-    held_out |= split.tests
-    views |= {name: stages.extract(backbone, rows, options, folder) for name, rows in held_out.items()}
+    def log_epoch(losses: list[float]) -> None:
+        trackers.log(len(losses) - 1, {"train_loss": losses[-1]})
 
-    spec = stages.spec_of(views["train"], seed, backbone)
-    set_up(detector, spec)
-    spent: dict[str, Any] = {}
-    if hasattr(detector, "loss"):
-        bar = first and (options.progress == "on" or (options.progress == "auto" and sys.stderr.isatty()))
-        stage = store.stage_folder(cfg, detector.scoring)
-
-        def log_epoch(losses: list[float]) -> None:
-            trackers.log(len(losses) - 1, {"train_loss": losses[-1]})
-
-        title = f"train {detector_name}" if bar else ""
-        spent = stages.trained(detector, views["train"], seed, options, stage, title, log_epoch, cfg["force"])
-        say(
-            "train     %d epochs, %.1f s (CPU %.1f s), loss %.4g",
-            len(spent["losses"]),
-            spent["train_s"],
-            spent["train_cpu_s"],
-            spent["losses"][-1],
-        )
-    if hasattr(detector, "fit"):
-        with cost.seconds() as fitting:
-            detector.to(device).fit(views["train"].map(lambda t: t.to(device)))
-        spent |= {"fit_s": fitting.wall, "fit_cpu_s": fitting.cpu}
-        say("fit       %d rows, %.2f s", len(views["train"]), fitting.wall)
-
-    scores, tests = {}, 0
-    with cost.seconds() as scoring:
-        for name, rows in held_out.items():
-            label = None if rows.label is None else rows.label.numpy()
-            scores[name] = (rows.index.numpy(), label, stages.score(detector, views[name], device).numpy())
-            tests += len(rows)
-    say("score     %d rows, %.2f s", tests, scoring.wall)
-
-    lints = [*split.findings, *stages.batch_lint(detector, views[next(iter(split.tests))], device)]
+    backbone, trained = cell.ready_backbone(cfg, split, options, log_epoch)
+    ground = cell.Ground(split, backbone, options, folder, Path(cfg["output_dir"]) / "views", trained)
+    spec, spent = cell.fitted(cfg, detector, ground, log_epoch)
+    scores, scoring = cell.scored(detector, ground)
+    lints = cell.findings(detector, ground)
     result: dict[str, Any] = {
         "schema": store.SCHEMA,
         "status": "done",
         "protocol": split.protocol,
-        "dataset": f"{dataset}/{part}" if part else dataset,
+        "protocols": split.protocols,
+        "dataset": f"{cfg['choices']['dataset']}/{part}" if part else cfg["choices"]["dataset"],
         "data_sha256": split.data_sha256,
-        "detector": detector_name,
+        "detector": cfg["choices"]["detector"],
         "backbone": cfg["choices"]["backbone"],
-        "seed": seed,
-        "rows": {"train": len(split.train), **{name: len(rows) for name, rows in held_out.items()}},
+        "seed": cfg["seed"],
+        "rows": {name: len(rows) for name, rows in ground.parts.items()},
         "lints": lints,
-        **evaluated.evaluate_scores(scores, metrics, seed, lints),
-        "published": {"test": cell} if not part and (cell := published.cell_of(cfg)) else {},
+        **evaluated.evaluate_scores(scores, metrics, cfg["seed"], lints, split.protocols),
+        "published": {"test": one} if not part and (one := published.cell_of(cfg)) else {},
         "latency": None,
-        "environment": store.environment(str(device)),
+        "environment": store.environment(str(ground.device)),
         "code_version": store.code_version(),
     }
+    has_network = "network" in backbone.provides
+    curve: list[dict[str, float]] = []
+    if has_network:  # on every rank: sums are reduced over all
+        result["classifier"] = classified.report(ground)
+        curve = classified.along_training(ground, cfg)
     if not first:
         return result
-    rows = next(iter(split.tests.values())).x
-    backbone.to(device)
+    rows = next(iter(split.tests.values())).x[torch.arange(min(256, len(next(iter(split.tests.values())))))]
+    backbone.to(ground.device)
     if metrics.latency:
         with stages.threads(0):  # batch 1 on one thread: what a row costs a core
-            result["latency"] = latency.measure(backbone, detector, rows, device, metrics.latency_seconds)
-    losses = spent.pop("losses", [])
+            result["latency"] = latency.measure(backbone, detector, rows, ground.device, metrics.latency_seconds)
+    losses = spent.pop("losses", None) or trained.get("losses", [])
     result["cost"] = {
+        **{f"backbone_{name}": value for name, value in trained.items() if name != "losses"},
         **spent,
-        "score_s": scoring.wall,
-        "score_cpu_s": scoring.cpu,
-        **cost.stored(detector),
-        "flops_per_row": cost.flops(backbone, detector, rows[:1].to(device)),
-        **cost.peak_memory(device),
+        **scoring,
+        **cost.stored(detector, *([backbone] if trained else [])),
+        "flops_per_row": cost.flops(backbone, detector, rows[:1].to(ground.device)),
+        **cost.peak_memory(ground.device),
     }
     store.write_scores(folder / "scores.parquet", scores)
-    checkpoint.save_model(folder / "model.ckpt", backbone, detector, spec, split.columns)
+    checkpoint.save_model(
+        folder / "model.ckpt", backbone, detector, spec, split.columns, tuple(split.train.x.shape[1:])
+    )
     store.write_curve(folder / "metrics.csv", losses)
+    if has_network:
+        for path in classified.pictures(ground, curve, getattr(detector, "chosen_d", None), folder):
+            trackers.image(path.stem, path)
     draw(folder, result)
     return result
 

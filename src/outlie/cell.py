@@ -1,0 +1,158 @@
+"""What a cell computes, stage by stage: data and backbone, their views, a detector fitted on them, its scores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outlie import distributed, features, stages
+from outlie.build import build
+from outlie.data.split import Rows, Split
+from outlie.detectors.base import Detector, Spec, Views, set_up
+from outlie.errors import UserError
+from outlie.gather import rank_and_world
+from outlie.log import log
+from outlie.metrics import cost
+from outlie.results import store
+from outlie.trainer import Options
+
+Losses = Callable[[list[float]], None]
+
+
+@dataclass
+class Ground:
+    """A split and a backbone that is ready: what the detectors of one run, or of a comparison, stand on."""
+
+    split: Split
+    backbone: Any
+    options: Options
+    folder: Path  # of the run
+    cache: Path  # of views, shared by all runs
+    spent: dict[str, Any] = field(default_factory=dict)  # what training the backbone cost
+    _views: dict[tuple[str, bool], Views] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Rows]:
+        """Rows by name: train, calibration where there are any, the test sets."""
+        held_out = {} if self.split.calibration is None else {"calibration": self.split.calibration}
+        return {"train": self.split.train, **held_out, **self.split.tests}
+
+    @property
+    def device(self) -> torch.device:
+        return distributed.device(self.options)
+
+    def views(self, part: str, with_input: bool = False) -> Views:
+        """The views of a part, from the cache where a network made them; the input itself is never cached."""
+        stored = "network" in self.backbone.provides and not with_input
+        if (part, stored) not in self._views:
+            rows = self.parts[part]
+            self._views[part, stored] = (
+                features.views(self.backbone, rows, self.options, self.cache, self.folder)
+                if stored
+                else stages.extract(self.backbone, rows, self.options, self.folder)
+            )
+        return self._views[part, stored]
+
+    def source(self, part: str, needs: tuple[str, ...]) -> Views | stages.Passes:
+        """What a detector is fitted on or scores: views, or a pass a batch where it needs the network."""
+        if "network" in needs:
+            return stages.Passes(self.backbone, self.parts[part], self.device)
+        return self.views(part, with_input="x" in needs)
+
+    def spec(self, needs: tuple[str, ...], seed: int) -> Spec:
+        """Sizes for `Detector.setup`."""
+        views = self.source("train", needs)
+        return stages.spec_of(views if isinstance(views, Views) else views[torch.arange(1)], seed, self.backbone)
+
+
+def load(section: dict[str, Any], name: str, seed: int, allow: list[str]) -> Split:
+    """The data of a config's section, described and with its findings said."""
+    split = build(section, allow).load(seed)
+    log.info("data      %s, protocol %s: %s", name, split.protocol, stages.describe(split))
+    for finding in split.findings:
+        log.info("finding   %s", finding)
+    return split
+
+
+def ready_backbone(cfg: dict[str, Any], split: Split, options: Options, on_epoch: Losses) -> tuple[Any, dict[str, Any]]:
+    """The backbone set up for the data, and trained by its objective or found trained; and what that cost."""
+    backbone = build(cfg["backbone"], list(cfg["allow"]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg["seed"])  # the same seed gives the same initial weights, whatever ran before
+        backbone.setup(split)
+    if not getattr(backbone, "trained", False):
+        return backbone.eval(), {}
+    name = cfg["choices"]["backbone"]
+    rows = Views(x=split.train.x, y=split.train.y)
+    folder = store.backbone_folder(cfg)
+    spent = stages.trained(
+        backbone, rows, cfg["seed"], options, folder, bar_title(options, f"train {name}"), on_epoch, cfg["force"]
+    )
+    log.info(
+        "backbone  %s: %d epochs, %.1f s (CPU %.1f s), loss %.4g; weights in %s",
+        name, len(spent["losses"]), spent["train_s"], spent["train_cpu_s"], spent["losses"][-1], folder,
+    )  # fmt: skip
+    return backbone, spent
+
+
+def fitted(
+    cfg: dict[str, Any], detector: Any, ground: Ground, on_epoch: Losses = lambda losses: None
+) -> tuple[Spec, dict[str, Any]]:
+    """Set the detector up, train its loss and fit it, where it has these; the spec, and what it cost."""
+    spec = ground.spec(detector.needs, cfg["seed"])
+    set_up(detector, spec)
+    spent: dict[str, Any] = {}
+    if hasattr(detector, "loss"):
+        title = bar_title(ground.options, f"train {cfg['choices']['detector']}")
+        stage = store.stage_folder(cfg, detector.scoring)
+        train = ground.views("train", with_input="x" in detector.needs)
+        spent = stages.trained(detector, train, cfg["seed"], ground.options, stage, title, on_epoch, cfg["force"])
+        log.info(
+            "train     %d epochs, %.1f s (CPU %.1f s), loss %.4g",
+            len(spent["losses"]), spent["train_s"], spent["train_cpu_s"], spent["losses"][-1],
+        )  # fmt: skip
+    if hasattr(detector, "fit"):
+        if detector.fits_on not in ground.parts:
+            raise UserError(
+                f"{cfg['choices']['detector']} is fitted on {detector.fits_on} rows, and protocol "
+                f"{ground.split.protocol} keeps none; choose another detector, or detector.split=train if it has that"
+            )
+        views = ground.source(detector.fits_on, detector.needs)
+        with cost.seconds() as fitting:
+            stages.fit(detector, views, ground.device)
+        spent |= {"fit_s": fitting.wall, "fit_cpu_s": fitting.cpu, "fitted_on": detector.fits_on}
+        log.info("fit       %d %s rows, %.2f s", len(views), detector.fits_on, fitting.wall)
+    return spec, spent
+
+
+def scored(detector: Detector, ground: Ground) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, float]]:
+    """name -> (index, label or None, score) of calibration rows and test sets, each row once; and what it cost."""
+    scores = {}
+    parts = {name: rows for name, rows in ground.parts.items() if name != "train"}
+    views = {name: ground.source(name, detector.needs) for name in parts}
+    with cost.seconds() as scoring:
+        for name, rows in parts.items():
+            label = None if rows.label is None else rows.label.numpy()
+            scores[name] = (rows.index.numpy(), label, stages.score(detector, views[name], ground.device).numpy())
+    log.info("score     %d rows, %.2f s", sum(map(len, parts.values())), scoring.wall)
+    return scores, {"score_s": scoring.wall, "score_cpu_s": scoring.cpu}
+
+
+def findings(detector: Detector, ground: Ground) -> list[str]:
+    """What is suspicious about the split, and about the detector on it."""
+    some = ground.source(next(iter(ground.split.tests)), detector.needs)
+    found = [*ground.split.findings, *stages.batch_lint(detector, some, ground.device)]
+    if hasattr(detector, "fit") and detector.fits_on == "calibration":
+        found.append("the detector was fitted on the calibration rows that also fix the threshold")
+    return found
+
+
+def bar_title(options: Options, title: str) -> str:
+    """The title of a progress bar; empty = no bar here."""
+    wanted = options.progress == "on" or (options.progress == "auto" and sys.stderr.isatty())
+    return title if wanted and rank_and_world()[0] == 0 else ""
