@@ -76,7 +76,8 @@ def ours(data: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray
     head.weight.data, head.bias.data = w, b
     out, u = {}, np.empty(0)
     for name, kind in (("vim", ViM), ("residual", Residual)):
-        detector = set_up(kind(d=D), Spec({"features": (DIM,)}, classes=len(b), head=head))
+        detector = kind(d=D)
+        set_up(detector, Spec({"features": (DIM,)}, classes=len(b), head=head))
         detector.fit(Views(features=train, logits=train @ w.T + b))
         out[name] = detector.score(Views(features=test, logits=test @ w.T + b)).numpy()
         u = detector.origin.numpy()

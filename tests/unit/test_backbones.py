@@ -229,8 +229,11 @@ def test_labels_that_cannot_be(y, more, message):
 
 @pytest.mark.parametrize("options", [{"augment": "crop"}, {"size": 8}, {"normalise": "half"}])
 def test_a_table_is_no_image(options):
-    with pytest.raises(UserError, match=r"rows of shape \(5,\) are no images"):
-        MLP(**options).setup(split_of(torch.randn(6, 5).double(), torch.arange(6) % 2))
+    table = split_of(torch.randn(6, 5).double(), torch.arange(6) % 2)
+    with pytest.raises(UserError, match=r"rows of shape \(5,\) are no images; set backbone\.augment=none"):
+        MLP(**options).setup(table)
+    with pytest.raises(UserError, match=r"rows of shape \(5,\) are no images; set backbone=mlp"):
+        ResNet(augment="none").setup(table)
 
 
 def test_a_mistake_in_the_options():

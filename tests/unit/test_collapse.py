@@ -133,6 +133,14 @@ def test_they_are_the_definitions(classes, dim):
         assert ours[key] == pytest.approx(value, rel=1e-7, abs=1e-9), key
 
 
+def test_classes_whose_means_coincide_span_less():
+    case = random_case()
+    few = case["y"] == 0
+    h, y = case["H"] + 100, case["y"]
+    case |= {"H": np.concatenate([h[few], h[y > 1], h[few]]), "y": np.concatenate([y[few], y[y > 1], y[few] + 1])}
+    assert measured(case)["nc1"] == pytest.approx(by_definition(case)["nc1"], rel=1e-7)
+
+
 def test_no_bias_no_ood_and_nothing_changed():
     case = random_case()
     h, w = torch.as_tensor(case["H"]), torch.as_tensor(case["W"]).float().requires_grad_()

@@ -19,7 +19,7 @@ def head(seed: int = 0) -> torch.nn.Linear:
 
 
 def views(n: int, seed: int, layer: torch.nn.Linear) -> Views:
-    features = torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed)).relu()
+    features = torch.rand(n, DIM, generator=torch.Generator().manual_seed(seed))
     return Views(features=features, logits=layer(features).detach())
 
 
@@ -36,9 +36,9 @@ def test_it_is_the_definition(distance):
     train, test = views(100, 0, layer), views(30, 1, layer)
     w, mean = layer.weight.detach().double().numpy(), train.features.double().numpy().mean(0)
     expected = []
-    for h, l in zip(test.features.double().numpy(), test.logits.double().numpy()):
-        best = int(np.argmax(l))
-        boundaries = [(l[best] - l[c]) / np.linalg.norm(w[best] - w[c]) for c in range(CLASSES) if c != best]
+    for h, logits in zip(test.features.double().numpy(), test.logits.double().numpy()):
+        best = int(np.argmax(logits))
+        boundaries = [(logits[best] - logits[c]) / np.linalg.norm(w[best] - w[c]) for c in range(CLASSES) if c != best]
         expected.append(-np.mean(boundaries) / np.linalg.norm(h - mean if distance == "train_mean" else h))
     np.testing.assert_allclose(fitted(layer, train, distance=distance).score(test), expected, rtol=1e-9)
 
@@ -61,8 +61,8 @@ def test_equal_weights_are_left_out():
     result = fitted(layer, train).score(test)
     assert torch.isfinite(result).all()
     n = int((test.logits.argmax(1) == 1).nonzero()[0])
-    w, l = layer.weight.detach().double(), test.logits[n].double()
-    boundaries = torch.stack([(l[1] - l[c]) / (w[1] - w[c]).norm() for c in (0, 2, 4)])
+    w, logits = layer.weight.detach().double(), test.logits[n].double()
+    boundaries = torch.stack([(logits[1] - logits[c]) / (w[1] - w[c]).norm() for c in (0, 2, 4)])
     deviation = (test.features[n].double() - train.features.double().mean(0)).norm()
     torch.testing.assert_close(result[n], -boundaries.mean() / deviation)
     layer.weight.data[:] = layer.weight.data[0].clone()

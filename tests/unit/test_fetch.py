@@ -1,5 +1,6 @@
 """Downloads against a real HTTP server in this process: resumed, cut off, refused, wrong."""
 
+import dataclasses
 import hashlib
 import io
 import threading
@@ -11,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from outlie.commands.data import main as data
 from outlie.data.adbench import ADBench
 from outlie.data.adbench_files import DataFile, one_file
 from outlie.data.fetch import download
+from outlie.data.image_sets import SETS, ImageFile, file_of, image_files
 from outlie.data.locate import cache_dir, data_dir, fetch, obtain, recorded, verify
 from outlie.errors import UserError
 
@@ -276,3 +279,129 @@ def test_outlie_data_comes_before_the_cache(empty_cache, tmp_path, monkeypatch):
     copy_of("yelp", tmp_path / "mine", npz(60))
     monkeypatch.setenv("OUTLIE_DATA", str(tmp_path / "mine"))
     assert obtain(file) == tmp_path / "mine" / "adbench" / file.path
+
+
+# Image sets: several places, several mirrors, MD5 where that is what the publisher gives
+
+
+def image_file(server: Server, **changes: object) -> ImageFile:
+    file = ImageFile(
+        name="kmnist",
+        part="test_labels",
+        paths=("kmnist/KMNIST/raw/file", "KMNIST/raw/file"),
+        urls=(f"{server.url}/file",),
+        md5=hashlib.md5(CONTENT).hexdigest(),
+        sha256="",
+        bytes=len(CONTENT),
+        terms="",
+    )
+    return dataclasses.replace(file, **changes)
+
+
+def test_an_md5_is_checked_where_no_better_sum_is_published(server, empty_cache):
+    file = image_file(server)
+    path = obtain(file)
+    assert path == empty_cache / "kmnist/KMNIST/raw/file" and path.read_bytes() == CONTENT
+    assert recorded() == {} and verify(file, path)
+    assert len(server.asked) == 1 and obtain(file) == path and len(server.asked) == 1
+    path.write_bytes(CONTENT[:-1] + b"!")
+    with pytest.raises(UserError, match=rf"MD5 .* found, {file.md5} expected.*run data fetch image/kmnist/test_labels"):
+        obtain(file)
+    assert fetch(file).read_bytes() == CONTENT
+    path.write_bytes(CONTENT[:-5])
+    with pytest.raises(UserError, match=r"truncated: 299995 bytes found, 300000 expected"):
+        obtain(file)
+
+
+def test_a_wrong_md5_is_not_kept(server, empty_cache):
+    wrong = "0" * 32
+    with pytest.raises(UserError, match=f"has MD5 .*, expected {wrong}: not kept"):
+        obtain(image_file(server, md5=wrong))
+    assert not (empty_cache / "kmnist/KMNIST/raw/file").exists()
+
+
+def test_the_next_mirror_is_asked(server, empty_cache):
+    file = image_file(server, urls=(f"{server.url}/gone", f"{server.url}/file"))
+    assert obtain(file).read_bytes() == CONTENT
+    server.files["/wrong"] = b"<html>"
+    (empty_cache / file.path).unlink()
+    assert obtain(dataclasses.replace(file, urls=(f"{server.url}/wrong", f"{server.url}/file"))).is_file()
+    with pytest.raises(UserError, match=r"HTTP 404.*OUTLIE_DATA"):
+        obtain(image_file(server, urls=(f"{server.url}/gone", f"{server.url}/lost"), paths=("other",)))
+
+
+def test_an_image_file_without_any_sum_is_recorded(server, empty_cache):
+    file = image_file(server, md5="")
+    obtain(file)
+    assert recorded() == {file.path: SHA256}
+    (empty_cache / file.path).write_bytes(CONTENT[::-1])
+    with pytest.raises(UserError, match=r"not the file it should be: SHA-256"):
+        obtain(file)
+
+
+def test_a_mirror_of_ones_own_is_asked_instead(server, empty_cache, monkeypatch):
+    monkeypatch.setenv("OUTLIE_IMAGES_URL", f"{server.url}/mirror/")
+    server.files["/mirror/kmnist/KMNIST/raw/file"] = CONTENT
+    assert obtain(image_file(server, urls=())).read_bytes() == CONTENT
+
+
+def test_torchvisions_layout_is_found(server, empty_cache, tmp_path, monkeypatch):
+    path = tmp_path / "mine/KMNIST/raw/file"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    monkeypatch.setenv("OUTLIE_DATA", str(tmp_path / "mine"))
+    assert obtain(image_file(server)) == path
+    assert server.asked == []
+
+
+def test_what_is_not_on_the_web_says_where_to_put_it(empty_cache):
+    message = (
+        r"image/cifar10_part/train is not on the web: put cifar10/cifar10_train_10000.npz under .*made from cifar10"
+    )
+    with pytest.raises(UserError, match=message):
+        fetch(file_of("cifar10_part", "train"))
+
+
+def test_run_data_knows_image_sets(server, empty_cache, monkeypatch, capsys):
+    monkeypatch.setenv("OUTLIE_IMAGES_URL", server.url)
+    assert data(["list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {f"image/{name}" for name in SETS} <= set(lines)
+    assert "3x?x?" in lines["image/dtd"] and "not here" in lines["image/dtd"]
+    assert "made from cifar10" in lines["image/cifar10_part"] and "inside scikit-learn" in lines["image/digits"]
+    server.files["/svhn/test_32x32.mat"] = b"wrong"
+    with pytest.raises(UserError, match=r"has MD5 .*, expected eb5a983be6a315427106f1b164d9cef3"):
+        data(["fetch", "image/svhn/test"])
+    with pytest.raises(UserError, match=r"did you mean 'fashion_mnist'"):
+        data(["fetch", "fashion_mnst"])
+    with pytest.raises(UserError, match=r"unknown file of image/svhn 'tst' \(did you mean 'test'\?\)"):
+        data(["fetch", "image/svhn/tst"])
+    with pytest.raises(UserError, match=r"inside scikit-learn: nothing to fetch"):
+        data(["fetch", "digits"])
+    assert data(["verify", "kmnist"]) == 1
+    assert "image/kmnist/train_images is not here: run data fetch image/kmnist/train_images" in capsys.readouterr().err
+
+
+def test_the_real_sum_of_a_real_file(server, empty_cache, monkeypatch, capsys):
+    root = Path(__file__).parents[3] / "shared/data"
+    file = file_of("fashion_mnist", "test_labels")
+    if not (root / file.path).is_file():
+        pytest.skip("needs ../shared/data with fashion_mnist/")
+    content = (root / file.path).read_bytes()
+    assert (hashlib.md5(content).hexdigest(), len(content)) == (file.md5, file.bytes)
+    monkeypatch.setenv("OUTLIE_IMAGES_URL", server.url)
+    server.files[f"/{file.path}"] = content
+    assert data(["fetch", "fashion_mnist/test_labels"]) == 0
+    assert str(empty_cache / file.path) in capsys.readouterr().out
+    assert data(["verify", "fashion_mnist/test_labels"]) == 0
+
+
+def test_the_table_of_image_sets_is_well_formed():
+    seen = set()
+    for name, files in image_files().items():
+        assert (name == "digits") == (not files)
+        for file in files:
+            assert file.path not in seen and not seen.add(file.path)
+            assert file.urls or file.sha256
+            assert len(file.md5) in (0, 32) and len(file.sha256) in (0, 64) and file.terms
+            assert set(file.md5 + file.sha256) <= set("0123456789abcdef")

@@ -34,8 +34,8 @@ def test_it_is_the_definition(alpha):
     train, test = views(100, 0), views(30, 1)
     w, mean = head().weight.detach().double().numpy(), train.features.double().numpy().mean(0)
     expected = [
-        -(w[l.argmax()] @ (h - mean) / np.linalg.norm(h - mean) + alpha * np.abs(h).sum())
-        for h, l in zip(test.features.double().numpy(), test.logits.numpy())
+        -(w[logits.argmax()] @ (h - mean) / np.linalg.norm(h - mean) + alpha * np.abs(h).sum())
+        for h, logits in zip(test.features.double().numpy(), test.logits.numpy())
     ]
     np.testing.assert_allclose(fitted(train, alpha=alpha).score(test), expected, rtol=1e-9)
 

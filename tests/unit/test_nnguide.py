@@ -28,11 +28,11 @@ def fitted(train: Views, seed: int = 0, **options) -> NNGuide:
 def by_loop(train: Views, test: Views, k: int) -> list[float]:
     """The definition, with every training row in the bank."""
     unit = [h / np.linalg.norm(h) for h in train.features.double().numpy()]
-    bank = [h * logsumexp(l) for h, l in zip(unit, train.logits.double().numpy())]
+    bank = [h * logsumexp(logits) for h, logits in zip(unit, train.logits.double().numpy())]
     result = []
-    for h, l in zip(test.features.double().numpy(), test.logits.double().numpy()):
+    for h, logits in zip(test.features.double().numpy(), test.logits.double().numpy()):
         products = sorted((h / np.linalg.norm(h) @ b for b in bank), reverse=True)
-        result.append(-np.mean(products[:k]) * logsumexp(l))
+        result.append(-np.mean(products[:k]) * logsumexp(logits))
     return result
 
 

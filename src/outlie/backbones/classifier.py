@@ -54,6 +54,7 @@ class Classifier(nn.Module):
 
     provides: ClassVar[tuple[str, ...]] = ("x", "features", "logits", "head", "network")
     channels_last: ClassVar[bool] = False  # memory layout; convolutions are faster in it
+    takes_tables: ClassVar[bool] = False
     head: nn.Linear
     mean: Tensor
     scale: Tensor
@@ -119,6 +120,8 @@ class Classifier(nn.Module):
                 "finetune = true, but there are no weights; set backbone.weights, or backbone.finetune=false"
             )
         shape, classes = tuple(split.train.x.shape[1:]), class_count(split)
+        if len(shape) != 3 and not self.takes_tables:
+            raise UserError(f"rows of shape {shape} are no images; set backbone=mlp")
         if len(shape) != 3 and (self.augment != "none" or self.size or self.normalise != "data"):
             raise UserError(
                 f"rows of shape {shape} are no images; set backbone.augment=none, backbone.normalise=data and "
@@ -135,9 +138,7 @@ class Classifier(nn.Module):
         mean, scale = state.pop("mean", None), state.pop("scale", None)
         if mean is not None and scale is not None:  # another run's: what the weights were trained with
             if mean.shape != self.mean.shape:
-                raise UserError(
-                    f"{self.weights}: weights for rows of {len(mean)} channels, the data have {len(self.mean)}"
-                )
+                raise UserError(f"{self.source}: weights for {len(mean)} channels, the data have {len(self.mean)}")
             self.mean, self.scale = mean, scale
         name = next(name for name, module in self.body.named_modules() if module is self.head)
         given = state.get(f"{name}.weight")

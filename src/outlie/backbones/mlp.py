@@ -1,6 +1,6 @@
 """A multi-layer perceptron on flattened samples: images as well as tables."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ class MLP(Classifier):
     Args:
         hidden: widths of the layers before the head.
     """
+
+    takes_tables: ClassVar[bool] = True
 
     def __init__(
         self,

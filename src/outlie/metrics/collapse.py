@@ -23,10 +23,9 @@ def nc1(within_DD: Tensor, centred_CD: Tensor) -> float:
         centred_CD: class means less the global mean, with singular values s_k and directions v_k.
     """
     _, s_K, v_KD = torch.linalg.svd(centred_CD, full_matrices=False)
-    most = min(len(centred_CD) - 1, centred_CD.shape[1])  # centred means span one dimension less
     if s_K[0] == 0:
         return math.nan  # all class means are one: there is nothing that the classes could have collapsed to
-    kept_K = (torch.arange(len(s_K), device=s_K.device) < most) & (s_K.square() > 1e-10 * s_K[0].square())
+    kept_K = s_K.square() > 1e-10 * s_K[0].square()  # at most C - 1: the last of centred rows' is rounding
     v_KD, s_K = v_KD[kept_K], s_K[kept_K]
     return float((((v_KD @ within_DD) * v_KD).sum(1) / s_K.square()).sum())
 
@@ -113,7 +112,7 @@ def neural_collapse(
     bias_C = None if bias_C is None else bias_C.detach().double()
     means_CD, _ = moments.class_means(features_ND, y_N, len(weight_CD))
     within_DD = moments.within_class_covariance(features_ND, y_N, means_CD)
-    global_D = moments.mean(features_ND)
+    global_D = means_CD.mean(0)
     centred_CD = means_CD - global_D
     result = {
         "nc1": nc1(within_DD, centred_CD),
