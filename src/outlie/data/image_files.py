@@ -179,7 +179,7 @@ def list_images(folder: Path, option: str) -> list[str]:
         raise UserError(f"{option}={folder} is {'not a folder' if folder.exists() else 'not there'}: name a folder")
     found = sorted(
         os.path.relpath(os.path.join(where, name), folder).replace(os.sep, "/")
-        for where, _, names in os.walk(folder)
+        for where, _, names in os.walk(folder, followlinks=True)
         for name in names
         if name.lower().endswith(SUFFIXES) and not name.startswith(".")
     )

@@ -61,7 +61,7 @@ class ImageFolder:
         test = _by_class(self.test, "dataset.test")
         if new := [name for name in test.classes if name not in train.classes]:
             raise UserError(unknown(f"class in {self.test}", new[0], train.classes) + "; for OOD images: dataset.ood")
-        test.y = np.array([train.classes.index(test.classes[label]) for label in test.y], np.int64)
+        test.y = _relabelled(test, train.classes)
         ood = {name: Listed(path, list_images(path, f"dataset.ood.{name}")) for name, path in self.ood.items()}
         protocols = {name: "ood_near" if name in self.near else "ood_far" for name in ood}
         return assemble_files(train, None, test, ood, protocols, self.transform, self.calibration, seed)
@@ -165,7 +165,7 @@ class OneClassImages:
         if "good" not in test.classes or len(test.classes) < 2:
             raise UserError(f"{self.path / 'test'} has {', '.join(test.classes)}: good and a defect are needed")
         classes = ("good", *(name for name in test.classes if name != "good"))
-        test.y = np.array([classes.index(test.classes[label]) for label in test.y], np.int64)
+        test.y = _relabelled(test, classes)
         split = assemble_files(train, None, test, {}, {}, self.transform, self.calibration, seed)
         split.protocol, split.classes = "one_class", classes
         split.train.y = None
@@ -184,13 +184,19 @@ def transform(size: int, resize: int | None, channels: int) -> Transform:
     return Transform(size, channels, resize)
 
 
+def _relabelled(listed: Listed, classes: tuple[str, ...]) -> np.ndarray:
+    """(N,) labels that count another order of the classes."""
+    return np.array([classes.index(name) for name in listed.classes], np.int64)[listed.y]
+
+
 def _by_class(folder: Path, option: str) -> Listed:
     """Images of a folder of folders; each class needs one."""
     everything = list_images(folder, option)
     if loose := [name for name in everything if "/" not in name]:
         raise UserError(f"{folder / loose[0]} is in no class folder: {option} needs a folder for each class")
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
-    y = np.array([classes.index(name.partition("/")[0]) for name in everything], np.int64)
+    label = {name: i for i, name in enumerate(classes)}
+    y = np.array([label[name.partition("/")[0]] for name in everything], np.int64)
     listed = Listed(folder, everything, y, classes)
     listed.require_classes(folder)
     return listed
