@@ -87,7 +87,7 @@ def ours(data: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray
 if __name__ == "__main__":
     torch.set_num_threads(1)
     table = [["detector", "classes", "route", "auroc", "origin_norm", "mean_feature_norm", "smallest_singular_value",
-              "cpu_s_both_detectors", "published"]]  # fmt: skip
+              "cpu_s_both_detectors", "of_the_specification"]]  # fmt: skip
     for classes in (10, 100):
         data = task(classes)
         smallest = np.linalg.svd(data["w"].astype(np.float64))[1][-1]

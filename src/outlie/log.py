@@ -10,6 +10,31 @@ from pathlib import Path
 log = logging.getLogger("outlie")
 
 
+class Findings(logging.Handler):
+    """Collects what is logged as a finding, so that it is stored with the result, too."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the sentence of a line `finding   SENTENCE`."""
+        word, _, sentence = record.getMessage().partition(" ")
+        if word == "finding" and sentence.strip() not in self.said:
+            self.said.append(sentence.strip())
+
+
+@contextlib.contextmanager
+def findings() -> Iterator[list[str]]:
+    """The findings logged in the block."""
+    handler = Findings()
+    log.addHandler(handler)
+    try:
+        yield handler.said
+    finally:
+        log.removeHandler(handler)
+
+
 @contextlib.contextmanager
 def to(file: Path) -> Iterator[logging.Logger]:
     """Send the log to stderr and, appended, to `file`; the ranks after the first stay silent."""

@@ -18,12 +18,14 @@ from outlie.data.split import Rows, Split
 from outlie.detectors.base import Detector, Spec, Views
 from outlie.gather import gather_shares, rank_and_world, share
 from outlie.lightning import Bar, Extract, Train, make_trainer
+from outlie.log import log
 from outlie.results import store
 from outlie.results.checkpoint import load_state
 from outlie.trainer import Options
 
 ROWS_AT_ONCE = 1024  # of one forward pass: on a CPU four times as many leave the cache and take twice as long
 PIXELS_AT_ONCE = 2**22
+QUIET_SECONDS = 30.0  # without a bar, a training says where it is at most so often
 
 
 def rows_at_once(shape: tuple[int, ...]) -> int:
@@ -88,12 +90,13 @@ def threads(flops: float) -> Iterator[None]:
 @torch.no_grad()
 def step_flops(module: Any, views: Views) -> float:
     """About the operations of a training step, forward and backward."""
+    rows = module.recipe.batch_size
     if isinstance(module, Detector):  # on rows: each weight is used once
-        return 6.0 * sum(p.numel() for p in module.parameters()) * module.recipe.batch_size
+        return 6.0 * sum(p.numel() for p in module.parameters()) * rows
     with FlopCounterMode(display=False) as counter:  # on images: at every pixel
-        module.eval()(views.x[:1])
+        module.eval()(views.x[torch.arange(1)])
     module.train()
-    return 3.0 * counter.get_total_flops() * module.recipe.batch_size
+    return 3.0 * counter.get_total_flops() * rows
 
 
 def train(
@@ -117,7 +120,16 @@ def train(
     state = folder / "training.ckpt"
     folder.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
-    loop = Train(module, views, seed, state, options.checkpoint_seconds, options.max_epochs, on_epoch)
+    said = time.monotonic()
+
+    def told(losses: list[float]) -> None:
+        nonlocal said
+        if not bar and time.monotonic() - said > QUIET_SECONDS:
+            log.info("          epoch %d of %d, loss %.4g", len(losses), loop.epochs, losses[-1])
+            said = time.monotonic()
+        on_epoch(losses)
+
+    loop = Train(module, views, seed, state, options.checkpoint_seconds, options.max_epochs, told)
     if options.compile:
         for child in module.children():
             child.compile()

@@ -45,6 +45,8 @@ def names_of(asked: str | list[str], backbone_provides: tuple[str, ...]) -> list
             found.append(word)
         else:
             raise UserError(unknown("detector", word, [*GROUPS, *known]) + "; detectors=all, network or names")
+    if not found:
+        raise UserError("detectors=[] names no detector; detectors=all, network or names")
     for name in found:
         signature = signatures.read(catalog.target(known[name]))
         lacking = [view for view in signature.needs if view not in backbone_provides] if signature else []
@@ -146,9 +148,10 @@ def one(
     result = about | {"detector": cfg["choices"]["detector"], "started": store.now()}
     try:
         detector = build(cfg["detector"], list(cfg["allow"]))
-        _, spent = cell.fitted(cfg, detector, ground)
-        scores, scoring = cell.scored(detector, ground)
-        lints = cell.findings(detector, ground)
+        with log.findings() as noticed:
+            _, spent = cell.fitted(cfg, detector, ground)
+            scores, scoring = cell.scored(detector, ground)
+        lints = [*cell.findings(detector, ground), *noticed]
         result |= {"lints": lints, "cost": spent | scoring, "latency": None}
         result |= evaluated.evaluate_scores(scores, metrics, cfg["seed"], lints, ground.split.protocols)
         if first and metrics.latency:

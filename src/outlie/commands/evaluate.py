@@ -36,6 +36,9 @@ def main(cfg: DictConfig) -> int:
     then = plain(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
     asked, options = now.pop("detectors"), build(now["trainer"], allow)
     if asked is not None:
+        if now["explain"]:
+            raise UserError("explain=true tells about the run's own detector: leave detectors= or explain= away")
+        same_training(then, now, ())  # each detector is taken as it is by default: other options would be lost
         if not distributed.started() and distributed.wanted(options) > 1 and not cfg.dry_run:
             return distributed.launch(cfg, "outlie.commands.evaluate", distributed.wanted(options))
         distributed.join(options)

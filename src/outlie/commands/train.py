@@ -152,9 +152,10 @@ def compute(
 
     backbone, trained = cell.ready_backbone(cfg, split, options, log_epoch)
     ground = cell.Ground(split, backbone, options, folder, Path(cfg["output_dir"]) / "views", trained)
-    spec, spent = cell.fitted(cfg, detector, ground, log_epoch)
-    scores, scoring = cell.scored(detector, ground)
-    lints = cell.findings(detector, ground)
+    with log.findings() as noticed:
+        spec, spent = cell.fitted(cfg, detector, ground, log_epoch)
+        scores, scoring = cell.scored(detector, ground)
+    lints = [*cell.findings(detector, ground), *noticed]
     result: dict[str, Any] = {
         "schema": store.SCHEMA,
         "status": "done",

@@ -125,9 +125,9 @@ def scatter(
         axes.scatter(*test_xy.T, s=9, c=GREY, alpha=0.4, linewidths=0, label="ID test")
         axes.scatter(*train_xy.T, s=7, c=colours, alpha=0.7, linewidths=0, label=f"ID train ({classes})")
         if names:
-            rows, look = shown[names[i]], {"facecolors": "none", "edgecolors": POINT, "marker": MARKERS[i]}
+            rows = shown[names[i]]
             xy = coordinates(basis, rows[_some(len(rows), at_most, rng)], 2)
-            axes.scatter(*xy.T, s=10, alpha=0.35, linewidths=0.6, label=f"OOD: {names[i]}", **look)
+            axes.scatter(*xy.T, s=9, c=POINT, marker=MARKERS[i], alpha=0.45, linewidths=0, label=f"OOD: {names[i]}")
             axes.set_title(f"{names[i]} ({len(xy):,} of {len(rows):,} rows)")
         axes.plot(*origin, "o", color=ANOMALY, markersize=13, markerfacecolor="none", markeredgewidth=2.5, zorder=4)
         axes.plot(*origin, "+", color=ANOMALY, markersize=13, markeredgewidth=2.5, zorder=4, label="origin (h = 0)")

@@ -98,9 +98,10 @@ def draw(results: Sequence[Result], path: Path) -> None:
         figure.suptitle(f"{good[0]['dataset']}, {good[0]['backbone']}, seed {good[0]['seed']}", fontsize=13)
     sets = list(dict.fromkeys(name for one in good for name in one["metrics"]))
     for i, name in enumerate(sets):
-        points = [
-            (100 * value, row) for row, one in enumerate(good) if (value := one["metrics"].get(name, {}).get("auroc"))
-        ]
+        aurocs = [one["metrics"].get(name, {}).get("auroc") for one in good]
+        points = [(100 * value, row) for row, value in enumerate(aurocs) if value is not None]
+        if not points:  # AUROC was not asked for, or the set has one class
+            continue
         protocol = good[0]["protocols"].get(name)
         label = f"{name} ({protocol})" if protocol else name
         left.plot(*zip(*points, strict=True), "osD^vP*X"[i % 8], color=LINES[i % len(LINES)], label=label, markersize=6)
@@ -108,8 +109,13 @@ def draw(results: Sequence[Result], path: Path) -> None:
     left.set(title="AUROC by test set", xlabel="AUROC, % (50 = chance, dotted)")
     left.axvline(50, color=GREY, linestyle=":", linewidth=1)
     left.grid(axis="both", alpha=0.2)
-    left.legend(frameon=False, fontsize=9, loc="best")
-    timed = [(one["latency"]["detector_p50_ms"], 100 * mean_auroc(one), one) for one in good if one.get("latency")]
+    if len(left.lines) > 1:  # one is chance
+        left.legend(frameon=False, fontsize=9, loc="best")
+    timed = [
+        (one["latency"]["detector_p50_ms"], 100 * mean_auroc(one), one)
+        for one in good
+        if one.get("latency") and mean_auroc(one) >= 0
+    ]
     right.set(title="What it costs", xlabel="detector alone, ms a row at batch 1", ylabel="mean AUROC, %")
     if timed:
         right.set_xscale("log")

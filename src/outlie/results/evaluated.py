@@ -58,15 +58,13 @@ def beside_id(tests: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
 
     Every sample is stored once; other test sets have both classes of their own and stay as they are.
     """
-    known = {name: label for name, (label, _) in tests.items() if label is not None}
-    if "test" not in known or len(known) == 1 or known["test"].any():
+    far = [name for name, (label, _) in tests.items() if name != "test" and label is not None and label.all()]
+    id_label, id_score = tests.get("test", (None, None))
+    if id_label is None or id_label.any() or not far:
         return tests
-    id_label, id_score = tests["test"]
-    alone = {name: one for name, one in tests.items() if name != "test" and not (name in known and known[name].all())}
+    alone = {name: one for name, one in tests.items() if name not in ("test", *far)}
     return alone | {
-        name: (np.concatenate([id_label, label]), np.concatenate([id_score, score]))
-        for name, (label, score) in tests.items()
-        if name != "test" and name not in alone
+        name: (np.concatenate([id_label, tests[name][0]]), np.concatenate([id_score, tests[name][1]])) for name in far
     }
 
 
