@@ -53,12 +53,11 @@ def key(backbone: nn.Module, rows: Rows, precision: str) -> str:
     code = {base.__module__ for module in backbone.modules() for base in type(module).__mro__}
     files = [getattr(sys.modules.get(name), "__file__", None) for name in sorted(code) if name.split(".")[0] != "torch"]
     said += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if file and Path(file).is_file()]
-    x: Any = rows.x
-    tensors = {**backbone.state_dict(), **dict(backbone.named_buffers())}  # also unsaved buffers
-    if isinstance(x, Tensor):
-        tensors[" rows"] = x
-    else:  # decoded when indexed
-        said.append([*x.shape, str(x.fingerprint())])
+    tensors = {**backbone.state_dict(), **dict(backbone.named_buffers())}  # also buffers that are not saved
+    if fingerprint := getattr(rows.x, "fingerprint", None):  # decoded when indexed
+        said.append([*rows.x.shape, str(fingerprint())])
+    else:
+        tensors[" rows"] = rows.x
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         if not isinstance(value, Tensor):  # a state dict may hold anything
@@ -78,27 +77,26 @@ def views(
     Raises:
         UserError: the network's output is not finite.
     """
-    name, n = key(backbone, rows, options.precision), len(rows)
-    entry = cache / "-".join((name[:16], *sorted(wanted)))
-    found = read(entry, name, n, wanted)
+    entry = cache / "-".join((key(backbone, rows, options.precision), *sorted(wanted)))
+    found = read(entry, len(rows), wanted)
     if not agreed(found is not None):
         with held(entry) as writable:
-            found = read(entry, name, n, wanted)  # what another process wrote while this one waited
+            found = read(entry, len(rows), wanted)  # what another process wrote while this one waited
             if not agreed(found is not None):
-                keep = Keep(entry, name, wanted, rows, writable, options)
-                found = compute(backbone, options, folder, keep) or read(entry, name, n, wanted)
+                keep = Keep(entry, wanted, rows, writable, options)
+                found = compute(backbone, options, folder, keep) or read(entry, len(rows), wanted)
     readers = mean_over_ranks(torch.tensor(float(found is not None)))
     if found is None or readers < 1:  # the disk of a rank is another
         found = {view: agreed(found and found[view]) for view in wanted}
     return Views(y=rows.y, **found)
 
 
-def read(entry: Path, name: str, n: int, wanted: tuple[str, ...]) -> Found | None:
+def read(entry: Path, n: int, wanted: tuple[str, ...]) -> Found | None:
     """The wanted views of an entry; None where anything is missing, cut short, changed or unreadable."""
     try:
         content = json.loads((entry / "manifest.json").read_text())
         told = content["views"]
-        if [VERSION, name, zlib.crc32(json.dumps(told).encode())] != [content[k] for k in ("version", "key", "crc32")]:
+        if (content["entry"], content["crc32"]) != (entry.stem, zlib.crc32(json.dumps(told).encode())):
             raise ValueError("the manifest was changed, or is another entry's")
         found = {view: told[view] and mapped(entry / f"{view}.bin", told[view], n) for view in wanted}
         with contextlib.suppress(OSError):
@@ -153,15 +151,13 @@ def shares(x: Any, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
 class Keep(L.Callback):
     """Takes the views of a pass on rank 0, batch by batch: into files, or into memory once the disk takes no more."""
 
-    def __init__(
-        self, entry: Path, name: str, wanted: tuple[str, ...], rows: Rows, writable: bool, options: Options
-    ) -> None:
-        self.entry, self.name, self.wanted, self.x, self.done = entry, name, wanted, rows.x, 0
+    def __init__(self, entry: Path, wanted: tuple[str, ...], rows: Rows, writable: bool, options: Options) -> None:
+        self.entry, self.wanted, self.x, self.done = entry, wanted, rows.x, 0
         self.chunks = torch.arange(len(rows)).split(rank_and_world()[1] * rows_at_once(tuple(rows.x.shape[1:])))
         self.first, self.started = rank_and_world()[0] == 0, time.monotonic()
-        self.told: dict[str, Any] = {}  # what the manifest will tell of each view
+        self.told: dict[str, Any] = dict.fromkeys(wanted)  # what the manifest will tell; None = no such view
         self.arrays: dict[str, np.ndarray] = {}  # where they go when they cannot go to the disk
-        self.partial = entry.with_name(f"{entry.name}.partial") if writable and self.first else None
+        self.partial = entry.with_suffix(".partial") if writable and self.first else None
         shown = self.first and options.progress != "off" and sys.stderr.isatty()
         self.bar = Progress(
             TextColumn("views"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} rows"),
@@ -176,7 +172,6 @@ class Keep(L.Callback):
         n, parts = len(self.chunks[batch_idx]), {}
         for view in self.wanted:
             if (part := getattr(outputs, view)) is None:
-                self.told[view] = None
                 continue
             if len(part) != len(batch):
                 raise UserError(f"the network made {len(part)} rows of {view} from {len(batch)} rows")
@@ -188,8 +183,7 @@ class Keep(L.Callback):
                     "look at its weights and at the data, or set trainer.precision=32-true"
                 )
             parts[view] = part.numpy()
-        if self.first:
-            self.take(parts)
+        self.take(parts if self.first else {})
         self.done += n
         if (elapsed := time.monotonic() - self.started) > 1:
             self.bar.start()
@@ -198,7 +192,7 @@ class Keep(L.Callback):
     def take(self, parts: dict[str, np.ndarray]) -> None:
         """Append rows to each view."""
         for view, part in parts.items():
-            if view not in self.told:
+            if view not in self.arrays:
                 shape = (len(self.x), *part.shape[1:])
                 self.arrays[view] = whole = np.empty(shape, part.dtype)  # takes no memory until it is written to
                 self.told[view] = {"shape": shape, "dtype": part.dtype.str, "bytes": whole.nbytes, "crc32": 0}
@@ -219,8 +213,8 @@ class Keep(L.Callback):
         """Go on in memory, with what the files hold already."""
         log.info("finding   the cache takes no more (%s): views stay in memory, the next run computes them anew", error)
         for view, whole in self.arrays.items() if self.done else ():
-            kept = np.memmap(self.partial / f"{view}.bin", whole.dtype, "r")
-            whole[: self.done] = kept[: whole[: self.done].size].reshape(whole[: self.done].shape)
+            path, shape = self.partial / f"{view}.bin", (self.done, *whole.shape[1:])
+            whole[: self.done] = np.memmap(path, whole.dtype, "r", shape=shape)
         self.clear()
 
     def finish(self) -> Found:
@@ -228,8 +222,8 @@ class Keep(L.Callback):
         told = {"views": self.told, "crc32": zlib.crc32(json.dumps(self.told).encode())}
         try:
             if self.partial:
-                (self.partial / "manifest.json").write_text(json.dumps({"version": VERSION, "key": self.name, **told}))
-                found = read(self.partial, self.name, self.done, self.wanted)
+                (self.partial / "manifest.json").write_text(json.dumps({"entry": self.entry.name, **told}))
+                found = read(self.partial, self.done, self.wanted)
                 if found is None:
                     raise UserError(f"{self.partial} is not what was written there; set another cache folder")
                 shutil.rmtree(self.entry, ignore_errors=True)  # it was no longer what it should be
@@ -250,7 +244,7 @@ class Keep(L.Callback):
 @contextlib.contextmanager
 def held(entry: Path) -> Iterator[bool]:
     """Have the entry's lock, on every rank once rank 0 has it, or false: there is none. A killed process lets it go."""
-    lock, state, wait = FileLock(entry.with_name(f"{entry.name}.lock")), "", 0
+    lock, state, wait = FileLock(entry.with_suffix(".lock")), "", 0
     while not state:
         try:
             if rank_and_world()[0] == 0:
@@ -300,7 +294,6 @@ def prune(cache: Path, keep_bytes: int) -> None:
     _, total = size_of(cache)
     for _, size, folder in kept_in(cache):
         if total > keep_bytes:
-            lock = FileLock(folder.with_name(f"{folder.name.split('.')[0]}.lock"), timeout=0)
-            with contextlib.suppress(OSError), lock:  # a Timeout is an OSError
+            with contextlib.suppress(OSError), FileLock(folder.with_suffix(".lock"), timeout=0):
                 shutil.rmtree(folder)
                 total -= size

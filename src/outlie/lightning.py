@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -210,6 +211,7 @@ class Bar(L.Callback):
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} epochs"),
             TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn(), transient=True, refresh_per_second=4,
+            console=Console(stderr=True),
         )  # fmt: skip
         self.title = title
 
