@@ -61,6 +61,11 @@ def literals(annotation: str | None) -> list[Any]:
     return [value for node in nodes if _kind(node) == "Literal" for value in _literals(node)]
 
 
+def takes_path_below(annotation: str | None) -> bool:
+    """Whether it is a mapping to paths."""
+    return annotation is not None and "dict[str, Path]" in annotation
+
+
 def takes_path(annotation: str | None) -> bool:
     """Whether a path would do."""
     return annotation is not None and any(_kind(node) == "Path" for node in _alternatives(_parse(annotation)))

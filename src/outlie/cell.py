@@ -105,6 +105,12 @@ def fitted(
 ) -> tuple[Spec, dict[str, Any]]:
     """Set the detector up, train its loss and fit it, where it has these; the spec, and what it cost."""
     spec = ground.spec(detector.needs, cfg["seed"])
+    if "x" in detector.needs and "network" not in detector.needs and len(spec.shapes["x"]) > 1:
+        size = " x ".join(map(str, spec.shapes["x"]))
+        raise UserError(
+            f"{cfg['choices']['detector']} works on rows, and the input of backbone {cfg['choices']['backbone']} is "
+            f"{size}; backbone=identity makes a row of it"
+        )
     set_up(detector, spec)
     spent: dict[str, Any] = {}
     if hasattr(detector, "loss"):

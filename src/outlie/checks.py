@@ -203,6 +203,10 @@ def _is_open_text(value: Any) -> bool:
 
 
 def _wrong(where: str, value: Any, annotation: str | None) -> str:
+    if isinstance(value, dict) and annotations.takes_path_below(annotation):  # dataset.ood: name -> file
+        bad = next((name for name, path in value.items() if not annotations.accepts("Path", path)), None)
+        if bad is not None:
+            return _wrong(f"{where}.{bad}", value[bad], "Path")
     text = f"{where}={_show(value)}: expected {annotations.describe(annotation)}"
     if isinstance(value, str):
         literals = annotations.literals(annotation)

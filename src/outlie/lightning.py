@@ -37,7 +37,7 @@ class Batches:
         n = len(views)
         full, rest = divmod(n, batch_size)
         # a batch of one row has no batch statistics; where nothing else is there, it is kept
-        too_few = rest < max(2, rank_and_world()[1])  # nor has a rank that gets no row a loss
+        too_few = rest < 2 * rank_and_world()[1]  # on any rank
         self.sizes = [batch_size] * full + ([] if full and (drop_last or too_few) else [rest] if rest else [])
 
     def __len__(self) -> int:

@@ -1,7 +1,9 @@
 """Two processes give what one gives; what goes wrong in one ends both, in time and in a word."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import polars as pl
 import pytest
 import torch
 
-from outlie import cli
+from outlie import cli, lightning
+from outlie.detectors.base import Views
 
 LIMIT_S = 500  # a hang (gloo waits half an hour) ends a test, not the suite; generous, for machines that are busy
 pytestmark = pytest.mark.timeout(2 * LIMIT_S)
@@ -184,3 +187,100 @@ def test_a_signal_ends_every_process_and_the_state_is_kept(sent, tmp_path):
     assert "Traceback" not in err
     assert len(err.splitlines()) <= 3, err
     assert list(tmp_path.glob("outputs/stages/*/training.ckpt"))
+
+
+NETWORK = (
+    "dataset=digits_ood", "backbone=resnet10/narrow", "backbone.batch_size=30",
+    "backbone.augment=none", "backbone.epochs=3",
+)  # fmt: skip
+COMPARED = ("neco", "vim", "mahalanobis", "gram")  # the last one needs the network itself
+ALONE = ("metrics=fast", "trainer=cpu", "trainer.threads=1")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process makes of digits: a run of Mahalanobis, and a comparison over its network."""
+    folder = tmp_path_factory.mktemp("alone")
+    with contextlib.chdir(folder):
+        assert cli.main(["train", *NETWORK, "detector=mahalanobis", *ALONE]) == 0
+        trained = only(folder / "outputs" / "train")
+        assert cli.main(["eval", f"run={trained.name}", f"detectors=[{','.join(COMPARED)}]", *ALONE]) == 0
+    return folder / "outputs"
+
+
+def assert_as_one(one: Path, two: Path) -> None:
+    """The results of two folders are the same, each image once."""
+    first, second = pl.read_parquet(one / "scores.parquet"), pl.read_parquet(two / "scores.parquet")
+    assert first.drop("score").equals(second.drop("score"))
+    assert len(second) == second.select("split", "index").n_unique() == 161 + 640 + 157
+    np.testing.assert_allclose(second["score"], first["score"], rtol=1e-6, atol=1e-6)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]
+    for name in ("rows", "lints", "status", "data_sha256"):
+        assert results[0][name] == results[1][name]
+    one_set, two_set = (result["metrics"]["held_out"] for result in results)
+    assert two_set == pytest.approx(one_set, abs=1e-4)  # a rounding may swap two rows
+    assert results[0]["classifier"] == pytest.approx(results[1]["classifier"], rel=1e-5)
+
+
+def test_two_processes_score_a_classifiers_views_as_one(alone, tmp_path):
+    shutil.copytree(alone / "stages", tmp_path / "two" / "stages")  # the weights, but no views: two make the pass
+    done = run(*NETWORK, "detector=mahalanobis", "trainer.devices=2", "output_dir=two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("classify  ") == done.stdout.count("auroc") == 1  # one rank speaks
+    one, two = only(alone / "train"), only(tmp_path / "two" / "train")
+    assert one.name == two.name
+    assert_as_one(one, two)
+    views = {path.name for path in (tmp_path / "two" / "views").iterdir()}
+    assert views == {path.name for path in (alone / "views").iterdir()}
+
+
+def test_two_processes_compare_detectors_as_one(alone, tmp_path):
+    words = ("eval", f"run={only(alone / 'train')}", f"detectors=[{','.join(COMPARED)}]", "metrics=fast", "trainer=cpu")
+    done = subprocess.run(
+        [sys.executable, "-m", "outlie.cli", *words, "trainer.devices=2", "output_dir=two"], cwd=tmp_path,
+        env=environment(), text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 detectors on digits_ood") == 1
+    one, two = only(alone / "eval"), only(tmp_path / "two" / "eval")
+    assert one.name == two.name
+    for name in COMPARED:
+        (first,), (second,) = one.glob(f"{name}-*"), two.glob(f"{name}-*")
+        assert_as_one(first, second)
+    tables = [pl.read_csv(folder / "comparison.csv").select("detector", "protocol", "set") for folder in (one, two)]
+    assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_rank_has_batch_statistics(world, monkeypatch):
+    x = torch.arange(642.0)[:, None]
+    for rest in range(2 * world + 1):
+        shares = []
+        for rank in range(world):
+            monkeypatch.setattr(lightning, "rank_and_world", lambda rank=rank: (rank, world))
+            views = Views(x=x[: 2 * 32 + rest])
+            shares += [len(batch) for batch in lightning.Batches(views, 32, False, torch.Generator)]
+        assert min(shares) >= 2, rest
+
+
+def test_two_processes_train_a_classifier(tmp_path):
+    done = run(*NETWORK, "detector=msp", "trainer.devices=2", "trainer.checkpoint_seconds=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("backbone  ") == 1
+    folder = only(tmp_path / "outputs" / "train")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "done"
+    assert result["classifier"]["accuracy"] > 0.8  # one process: 0.95
+    scores = pl.read_parquet(folder / "scores.parquet")
+    assert len(scores) == scores.select("split", "index").n_unique() == 161 + 640 + 157
+    stage = only(tmp_path / "outputs" / "stages")
+    assert not (stage / "training.ckpt").exists()
+    kept = torch.load(stage / "weights.ckpt", weights_only=True)
+    assert len(kept["spent"]["losses"]) == len((folder / "metrics.csv").read_text().splitlines()) - 1 == 3
+    assert kept["spent"]["losses"][-1] < kept["spent"]["losses"][0]
+    used = torch.load(folder / "model.ckpt", weights_only=True)["backbone"]
+    assert all(torch.equal(used[name], tensor) for name, tensor in kept["detector"].items())
+    # the scores are those of the stored weights: one process finds the stage, and has them too
+    shutil.copytree(tmp_path / "outputs" / "stages", tmp_path / "again" / "stages")
+    assert cli.main(["train", *NETWORK, "detector=msp", *ALONE, f"output_dir={tmp_path / 'again'}"]) == 0
+    assert_as_one(folder, only(tmp_path / "again" / "train"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from outlie.errors import UserError
 
-INNER = ("state_dict", "model_state_dict", "model", "net", "ema", "backbone")  # entries that hold the weights
+INNER = ("state_dict", "model_state_dict", "model", "net", "ema", "backbone", "detector")  # entries that hold the weights
 WRAPPERS = ("module.", "model.", "backbone.")  # DistributedDataParallel, Lightning, and the like
 STANDARDISATION = ("mean", "scale")  # buffers of our own, outside the network
 SAFETENSORS = {

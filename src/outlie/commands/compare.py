@@ -37,8 +37,14 @@ def names_of(asked: str | list[str], backbone_provides: tuple[str, ...]) -> list
         signature = signatures.read(catalog.target(path))
         if signature and signature.posthoc and "/" not in name:
             posthoc[name] = "network" in signature.needs
+    asked = [asked] if isinstance(asked, str) else asked
+    if set(asked) & set(GROUPS) and "head" not in backbone_provides:
+        raise UserError(
+            f"detectors={', '.join(asked)}: these score a trained classifier, and the run's backbone has "
+            f"{', '.join(backbone_provides)} only; train one with backbone=resnet18, say"
+        )
     found: list[str] = []
-    for word in [asked] if isinstance(asked, str) else asked:
+    for word in asked:
         if word in GROUPS:
             found += [name for name, network in posthoc.items() if network == (word == "network")]
         elif word in known:

@@ -1,6 +1,7 @@
 """Ready embeddings: training and test rows given as files, with out-of-distribution sets by name."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class Embeddings:
         ood: Name -> file, out-of-distribution rows.
         calibration: Fraction of the training rows that is held out for the threshold.
     """
+
+    scoring: ClassVar[tuple[str, ...]] = ("test", "ood")  # they choose test sets only: other ones train nothing
 
     def __init__(self, train: Path, test: Path, ood: dict[str, Path] | None = None, calibration: Fraction = 0.1):
         self.train = Path(train)

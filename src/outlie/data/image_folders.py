@@ -30,7 +30,7 @@ class ImageFolder:
         calibration: Fraction of the training images of each class that is held out for the threshold.
     """
 
-    scoring: ClassVar[tuple[str, ...]] = ("ood", "near")
+    scoring: ClassVar[tuple[str, ...]] = ("test", "ood", "near")  # they choose test sets only
 
     def __init__(
         self,

@@ -98,6 +98,8 @@ class NECO(Detector):
         z_BD = (h_BD - self.shift) / self.scale
         inside_B = torch.linalg.vector_norm(z_BD @ self.basis - self.offset, dim=1)
         norm_B = torch.linalg.vector_norm(h_BD if self.denominator == "raw" else z_BD, dim=1)
+        if self.standardize and self.denominator == "same" and self.basis.shape[0] == self.basis.shape[1]:
+            inside_B = norm_B  # every dimension: 1, not 1 and its rounding
         dead_B = (norm_B == 0) | (h_BD == 0).all(1)
         ratio_B = torch.where(dead_B, 0.0, inside_B / torch.where(dead_B, 1.0, norm_B))
         if not self.max_logit:

@@ -27,11 +27,10 @@ def percentiles(values: Tensor, *percents: float) -> list[float]:
     if stride > 1:
         log.info(f"finding   percentiles of {values.numel():,} values are taken from one row in {stride}")
         values = values[::stride]
-    flat = values.detach().cpu().numpy().ravel()
-    last = flat.size - 1
+    # a sort is vectorised, as a selection of several ranks is not; that of one rank takes 20 times as long among ties
+    ordered = np.sort(values.detach().cpu().numpy(), axis=None)
+    last = ordered.size - 1
     places = [last * percent / 100 for percent in percents]
-    ranks = {rank for place in places for rank in (int(place), min(int(place) + 1, last))}
-    ordered = np.partition(flat, sorted(ranks))
     pairs = [(float(ordered[int(p)]), float(ordered[min(int(p) + 1, last)])) for p in places]
     return [low + (place - int(place)) * (high - low) for place, (low, high) in zip(places, pairs, strict=True)]
 
@@ -47,9 +46,17 @@ def kept(dim: int, percentile: float) -> int:
     return k
 
 
+def largest_values(features: Tensor, k: int) -> Tensor:
+    """The k largest entries of each row, in any order; (B, D) -> (B, k)."""
+    if features.device.type != "cpu":
+        return features.topk(k, 1, sorted=False).values
+    # NumPy's sort is vectorised: a quarter of topk's time
+    return torch.from_numpy(np.sort(features.detach().numpy(), axis=1)[:, features.shape[1] - k :])
+
+
 def largest(features: Tensor, k: int) -> Tensor:
     """True for exactly k entries of each row, the largest; among equals the first. (B, D) -> (B, D)."""
-    kth_B1 = features.topk(k, 1, sorted=False).values.amin(1, keepdim=True)
+    kth_B1 = largest_values(features, k).amin(1, keepdim=True)
     kept_BD = features >= kth_B1
     if (kept_BD.sum(1) == k).all():  # no ties: the usual case, and the slow part is left out
         return kept_BD
@@ -262,7 +269,7 @@ class SCALE(HeadEnergy):
         """(B,) energy of the scaled features, float64."""
         features_BD = views.features
         before_B = features_BD.sum(1, dtype=torch.float64)
-        largest_BK = features_BD.topk(kept(features_BD.shape[1], self.percentile), 1, sorted=False).values
+        largest_BK = largest_values(features_BD, kept(features_BD.shape[1], self.percentile))
         self._told = self._told or tell_of_negative_sums("SCALE", before_B)
         return self.read_out(features_BD.double() * rescaling(before_B, largest_BK.sum(1, dtype=torch.float64)))
 
