@@ -130,7 +130,7 @@ def test_interpolation_is_resolved(train):
         (["allow=toy"], "allow='toy': expected a list"),
         (["dataset=file"], "dataset.path is missing: give dataset.path=... (the file)"),
         (["dataset=file", "dataset.path=nofile.csv"], "dataset.path='nofile.csv': expected a path that exists"),
-        (["detector=logits"], "which backbone 'plain' does not provide (it has x, features); would do: backbone=net"),
+        (["detector=logits"], "needs logits, which backbone 'plain' does not provide (it has x, features); would do: "),
         (["detector._target_=os.system"], "if you trust that module, add allow=[os]"),
         (["detector._target_=outlie.detectors.knn.KN"], "class of outlie.detectors.knn 'KN' (did you mean 'KNN'?)"),
         (["detector._target_=outlie.cli.main"], "unknown class of outlie.cli 'main'"),
@@ -156,6 +156,13 @@ def test_interpolation_is_resolved(train):
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_fix(complaint, words, expected):
     assert expected in complaint(*words)
+
+
+def test_backbones_that_would_do_are_the_users_and_ours(complaint):
+    *_, would_do = complaint("detector=logits").partition("would do: ")
+    named = would_do.split(", ")
+    assert {"backbone=net", "backbone=mlp", "backbone=resnet18"} <= set(named)
+    assert not {"backbone=plain", "backbone=identity"} & set(named)
 
 
 def test_all_mistakes_at_once(complaint):

@@ -4,10 +4,13 @@ import importlib.util
 import inspect
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from outlie import catalog
+from outlie import catalog, checks, signatures
+from outlie.backbones.classifier import Classifier
 from outlie.backbones.identity import Identity
+from outlie.backbones.resnet import ResNet
 from outlie.build import build
 from outlie.compose import compose
 from outlie.detectors.base import Detector, Spec, Views, set_up
@@ -17,61 +20,142 @@ from outlie.results.store import stage_folder
 WHERE = catalog.roots()
 NAMES = sorted(catalog.choices("detector", WHERE))
 HAS_PYOD = importlib.util.find_spec("pyod") is not None
+CLASSES, DIM = 5, 16
+
+
+def word_of_a_backbone(name: str) -> str:
+    """The simplest backbone that has what the detector needs; a small ResNet for those that want the network."""
+    needs = signatures.read(catalog.target(catalog.choices("detector", WHERE)[name])).needs
+    able = checks.providers(needs, WHERE)
+    simplest = ["resnet10"] if "network" in needs else ["identity", "mlp"]
+    return "backbone=" + next(backbone for backbone in simplest if backbone in able)
+
+
+def composed(name: str, *words: str) -> dict:
+    config = OmegaConf.to_container(compose("train", [f"detector={name}", word_of_a_backbone(name), *words]))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
 
 
 def built(name: str, *words: str) -> Detector:
-    detector = compose("train", [f"detector={name}", *words]).detector
-    if detector._target_.endswith("PyOD") and not HAS_PYOD:
+    detector = composed(name, *words)["detector"]
+    if detector["_target_"].endswith("PyOD") and not HAS_PYOD:
         pytest.skip("needs PyOD")
     return build(detector)
 
 
+def spec() -> Spec:
+    """Sizes for every kind of detector, with a head and a network that was never trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ResNet(depth=10, width=2)
+        network.build((1, 8, 8), CLASSES)
+    assert network.head.in_features == DIM
+    return Spec({"x": (DIM,), "features": (DIM,), "logits": (CLASSES,)}, 0, CLASSES, network.head, network)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_its_hooks_fit_together(name):
-    detector = built(name)
-    set_up(detector, Spec({"x": (4,), "features": (4,)}, seed=0))
-    assert type(detector).score is not Detector.score
-    assert set(type(detector).needs) <= set(Identity.provides) <= set(Views.__dataclass_fields__)
+    detector = set_up(built(name), spec())
+    cls = type(detector)
+    assert cls.score is not Detector.score
+    assert set(cls.needs) <= set(Classifier.provides) <= {*Views.__dataclass_fields__, "head", "network"}
+    assert cls.posthoc or set(cls.needs) <= set(Identity.provides)
     trained, fitted = hasattr(detector, "loss"), hasattr(detector, "fit")
-    assert trained or fitted
+    assert trained or fitted or cls.posthoc  # a classifier's scores may need neither
     if trained:
         assert isinstance(detector.recipe, Recipe)
         assert list(inspect.signature(detector.loss).parameters) == ["views", "generator"]
         assert any(p.requires_grad for p in detector.parameters())
     else:
-        assert not list(detector.parameters())  # nothing would ever train them
+        assert not list(detector.parameters())  # nothing would ever train them, a head or network is not the detector's
         assert not hasattr(detector, "stop") and not hasattr(detector, "recipe")
+    assert detector.fits_on in ("train", "calibration")
+    assert fitted or detector.fits_on == "train"
+    if fitted and "network" in cls.needs:  # its views come batch by batch
+        assert hasattr(detector, "update") and hasattr(detector, "finish")
 
 
+def test_the_split_to_fit_on_is_an_option_that_is_followed():
+    read = {name: signatures.read(catalog.target(path)) for name, path in catalog.choices("detector", WHERE).items()}
+    choosing = [name for name, own in read.items() if own.parameter("split") and "/" not in name]
+    assert {"kl_matching", "react", "vra"} <= set(choosing)
+    for name in choosing:
+        for split in ("train", "calibration"):
+            assert built(name, f"detector.split={split}").fits_on == split
+
+
+# a value that is not the default, of every option of every detector that changes the score alone
 OTHER = {
-    "rec_start": 3, "steps": 3, "forward_noise": "true", "posterior_noise": "true", "score_by": None, "k": 3, "T": 77,
-    "scorer": "mode", "aggregate": "mean",
+    "rec_start": 3, "steps": 3, "forward_noise": "true", "posterior_noise": "true", "k": 3, "T": 77, "scorer": "mode",
+    "aggregate": "mean", "gamma": 0.5, "M": 2, "alpha": 2, "below": "zero", "percentile": 50, "denominator": "raw",
+    "max_logit": "true", "noise": 0.002, "distance": "origin", "metric": "cosine", "power": 2, "threshold": 0.1,
+    "blocks": "last",
 }  # fmt: skip
-SCORE_BY = {"diffusion": "full_path", "dte_c": "mode", "dte_ig": "raw"}
+OWN = {
+    ("diffusion", "score_by"): "full_path", ("dte_c", "score_by"): "mode", ("dte_ig", "score_by"): "raw",
+    ("ash_b", "variant"): "s", ("ash_p", "variant"): "b", ("ash_s", "variant"): "p",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "/" not in name])
 def test_scoring_options_are_options_and_share_the_weights(name):
     detector = built(name)
     scoring = type(detector).scoring
-    default = OmegaConf.to_container(compose("train", [f"detector={name}"]))
+    default = composed(name)
     assert set(scoring) <= set(default["detector"])
-    weights = {
-        key: value.shape for key, value in set_up(detector, Spec({"x": (4,), "features": (4,)})).state_dict().items()
-    }
+    weights = {key: value.shape for key, value in set_up(detector, spec()).state_dict().items()}
     for option in scoring:
-        value = SCORE_BY[name] if option == "score_by" else OTHER[option]
-        word = f"detector.{option}={value}"
-        other = built(name, word)
-        changed = OmegaConf.to_container(compose("train", [f"detector={name}", word]))
+        word = f"detector.{option}={OWN.get((name, option)) or OTHER[option]}"
+        changed, other = composed(name, word), built(name, word)
         assert changed["detector"] != default["detector"]
         assert stage_folder(changed, scoring) == stage_folder(default, scoring)
-        set_up(other, Spec({"x": (4,), "features": (4,)}))
-        assert {key: value.shape for key, value in other.state_dict().items()} == weights
+        assert {key: value.shape for key, value in set_up(other, spec()).state_dict().items()} == weights
+
+
+def tunable() -> list[str]:
+    """Scores of a classifier's views that have an option which changes the score only."""
+    read = {name: signatures.read(catalog.target(path)) for name, path in catalog.choices("detector", WHERE).items()}
+    return [name for name, own in read.items() if own.posthoc and own.scoring and "network" not in own.needs]
+
+
+@pytest.mark.parametrize("name", [name for name in tunable() if "/" not in name])
+def test_an_option_that_changes_the_score_only_does_not_enter_the_fit(name):
+    """What `scoring` promises: the fitted state is the same, the score is not."""
+    generator, y = torch.Generator().manual_seed(0), torch.arange(200) % CLASSES
+    near = torch.randn(200, DIM, generator=generator) + 2 * (y[:, None] == torch.arange(DIM))
+    features = torch.nn.functional.softplus(near)
+    views = Views(features=features, logits=features[:, :CLASSES] * 2 - 1, y=y)
+    detector = built(name)
+    fit, score = fitted_and_scored(detector, views)
+    for option in type(detector).scoring:
+        value = OWN.get((name, option)) or OTHER[option]
+        other_fit, other_score = fitted_and_scored(built(name, f"detector.{option}={value}"), views)
+        assert fit.keys() == other_fit.keys()
+        assert all(torch.equal(fit[key], other_fit[key]) for key in fit), option
+        assert not torch.allclose(score, other_score), option
+
+
+def fitted_and_scored(detector: Detector, views: Views) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    set_up(detector, spec())
+    with torch.no_grad():
+        if hasattr(detector, "fit"):
+            detector.fit(views)
+        return dict(detector.state_dict()), detector.score(views).double()
 
 
 RELEASED = {"epochs": 400, "batch_size": 64, "lr": 1e-4, "weight_decay": 5e-4, "decay_lr": False, "min_steps": 0}
 TIME = {"T": 400, "hidden": [256, 512, 256], "dropout": 0.5, "drift": False}
+# specification of NECO, section 2: what the authors' code does for each network; the mean is always taken away
+COLUMNS = ("d", "standardize", "denominator", "max_logit", "center")
+AUTHORS = {
+    "vit": (100, True, "same", True, True),
+    "deit": (100, True, "raw", True, True),
+    "swin": (100, True, "raw", True, True),
+    "resnet": (100, True, "same", False, True),
+    "vit_cifar": (100, False, "same", True, True),
+}
+NECO = {f"neco/paper_{name}": dict(zip(COLUMNS, values, strict=True)) for name, values in AUTHORS.items()}
 # specification of Livernoche et al. 2024: sections 3 (DDPM), 5 (DTE-NP, KNN), 6 (DTE-C, DTE-IG)
 PAPER = {
     "diffusion/paper": RELEASED
@@ -83,14 +167,22 @@ PAPER = {
     "dte_np/paper_unsup": {"k": 32, "scorer": "mean_dist"},
     "knn/paper": {"k": 5, "aggregate": "kth"},
     "knn/paper_unsup": {"k": 32, "aggregate": "kth"},
+    **NECO,
+    "gram/paper": {"powers": 10},
+    # specification of NECO: what its authors' code runs the baselines with
+    "residual/neco_paper": {"d": 300},
+    "vim/neco_paper": {"d": 300},
+    "react/resnet_paper": {"percentile": 90.0, "split": "train"},
+    "react/swin_paper": {"percentile": 95.0, "split": "train"},
+    "react/vit_paper": {"percentile": 99.0, "split": "train"},
 }
 
 
 @pytest.mark.parametrize("name", sorted(PAPER))
 def test_presets_are_the_published_settings(name):
-    section = OmegaConf.to_container(compose("train", [f"detector={name}"]).detector)
+    section = composed(name)["detector"]
     assert {key: section[key] for key in PAPER[name]} == PAPER[name]
 
 
 def test_every_preset_has_its_published_settings_here():
-    assert {name for name in NAMES if "/paper" in name} == set(PAPER)
+    assert {name for name in NAMES if "paper" in name.partition("/")[2]} == set(PAPER)

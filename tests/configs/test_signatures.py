@@ -150,6 +150,16 @@ def test_bases_in_other_modules_of_outlie():
     assert signature.closed
 
 
+def test_attributes_of_a_class_are_those_of_its_bases_unless_it_has_its_own():
+    residual, vim = read("outlie.detectors.vim.Residual"), read("outlie.detectors.vim.ViM")
+    assert residual.posthoc and vim.posthoc
+    assert (residual.needs, vim.needs) == (("features", "head"), ("features", "logits", "head"))
+    assert not read("outlie.detectors.knn.KNN").posthoc
+    assert read("outlie.detectors.shaping.ASH").scoring == ("variant", "percentile")
+    assert "network" in read("outlie.backbones.resnet.ResNet").provides  # by way of two bases in other modules
+    assert read("outlie.data.images.OODImages").scoring == ("near", "far")
+
+
 def test_locate_imports_nothing():
     before = set(sys.modules)
     assert signatures.locate("xml.dom.expatbuilder").endswith("expatbuilder.py")

@@ -11,6 +11,7 @@ import yaml
 from outlie.commands.data import EMBEDDED, main
 from outlie.data.adbench import ADBench
 from outlie.data.adbench_files import datasets, one_file, select
+from outlie.data.image_sets import SETS
 from outlie.data.sklearn_tables import SklearnTable
 from outlie.errors import UserError
 
@@ -131,7 +132,13 @@ def test_select_what_a_user_types():
 def test_list_shows_every_dataset(empty_cache, capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + len(EMBEDDED) + 57
+    assert len(lines) == 1 + len(EMBEDDED) + 57 + len(SETS)
+    assert all(len(line.split("  ")) > 5 for line in lines)
+    images = {line.split()[0]: line for line in lines if line.startswith("image/")}
+    assert set(images) == {f"image/{name}" for name in SETS}
+    assert images["image/mnist"].split()[1:5] == ["4", "70000", "1x28x28", "-"]
+    assert images["image/mnist"].endswith("not here") and images["image/digits"].endswith("inside scikit-learn")
+    assert images["image/cifar10_part"].endswith("made from cifar10")
     assert any(line.startswith("adbench/thyroid ") and line.endswith("not here") and "3772" in line for line in lines)
 
 

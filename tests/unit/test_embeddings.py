@@ -20,17 +20,23 @@ def test_each_ood_file_is_a_test_set(files):
     ood = {"svhn": files / "svhn.npy", "noise": str(files / "noise.npy")}
     split = Embeddings(files / "train.npz", files / "test.npy", ood).load(0)
     assert split.protocol == "given"
-    assert {name: len(rows) for name, rows in split.tests.items()} == {"svhn": 27, "noise": 29}
-    for rows, far in ((split.tests["svhn"], 7), (split.tests["noise"], 9)):
+    # each row once: an evaluation puts those of `test` beside each other set
+    assert {name: len(rows) for name, rows in split.tests.items()} == {"test": 20, "svhn": 7, "noise": 9}
+    for name, rows in split.tests.items():
         assert rows.label is not None
-        assert rows.label.tolist() == [0] * 20 + [1] * far
+        assert rows.label.tolist() == [int(name != "test")] * len(rows)
+        np.testing.assert_array_equal(rows.x.numpy(), np.load(files / f"{name}.npy"))
+        assert rows.index.tolist() == list(range(len(rows)))
     assert split.calibration is not None
     assert [len(split.train), len(split.calibration)] == [45, 5]
     assert sorted([*split.train.index.tolist(), *split.calibration.index.tolist()]) == list(range(50))
     assert split.train.y is not None
     assert split.train.y.tolist() == (split.train.index % 5).tolist()
     np.testing.assert_allclose(split.mean.numpy(), split.train.x.numpy().mean(0))
-    assert split.findings == []
+
+
+def test_sets_that_are_measured_beside_the_normal_rows_are_no_finding(files):
+    assert Embeddings(files / "train.npz", files / "test.npy", {"svhn": files / "svhn.npy"}).load(0).findings == []
 
 
 def test_the_seed_moves_calibration_rows_only(files):
@@ -42,12 +48,30 @@ def test_the_seed_moves_calibration_rows_only(files):
     assert first.data_sha256 == second.data_sha256
 
 
+def test_other_test_files_leave_the_training_rows_alone(files):
+    assert set(Embeddings.scoring) == {"test", "ood"}
+    one = Embeddings(files / "train.npz", files / "test.npy").load(0)
+    other = Embeddings(files / "train.npz", files / "noise.npy", {"svhn": files / "svhn.npy"}).load(0)
+    assert one.calibration is not None and other.calibration is not None
+    assert one.train.x.tolist() == other.train.x.tolist()
+    assert one.calibration.index.tolist() == other.calibration.index.tolist()
+    assert one.mean.tolist() == other.mean.tolist() and one.scale.tolist() == other.scale.tolist()
+
+
 def test_labels_of_the_test_file(files):
     assert Embeddings(files / "train.npz", files / "test.npy").load(0).tests["test"].label is None
     np.savez(files / "labelled.npz", X=RNG.randn(6, 8), label=[0, 1, 0, 1, 0, 0])
     split = Embeddings(files / "train.npz", files / "labelled.npz").load(0)
     assert split.tests["test"].label is not None
     assert split.tests["test"].label.tolist() == [0, 1, 0, 1, 0, 0]
+
+
+def test_classes_of_the_test_file_beside_ood_files(files):
+    np.savez(files / "classes.npz", X=RNG.randn(6, 8), y=[4, 3, 2, 1, 0, 0])
+    tests = Embeddings(files / "train.npz", files / "classes.npz", {"svhn": files / "svhn.npy"}).load(0).tests
+    assert tests["test"].y is not None
+    assert tests["test"].y.tolist() == [4, 3, 2, 1, 0, 0]
+    assert tests["svhn"].y is None
 
 
 def test_what_is_refused(files):

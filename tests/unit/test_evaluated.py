@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from outlie.metrics.evaluation import Metrics
-from outlie.results.evaluated import evaluate_scores
+from outlie.results.evaluated import beside_id, evaluate_scores, mean_of
 
 METRICS = Metrics(names=["auroc", "average_precision"], false_alarms=0.1, bootstrap=20)
 
@@ -78,3 +78,80 @@ def test_one_class_only_has_no_metrics_but_a_realised_rate(value, missing, there
 def test_the_same_seed_gives_the_same_intervals():
     first, again, other = (evaluate_scores(scores(), METRICS, seed, [])["intervals"] for seed in (0, 0, 1))
     assert first == again != other
+
+
+# out-of-distribution sets, each row stored once
+
+
+def ood_scores() -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        "calibration": calibration(99),
+        "test": (np.arange(60), np.zeros(60, np.int64), rng.normal(size=60)),
+        "svhn": (np.arange(20), np.ones(20, np.int64), rng.normal(2, 1, 20)),
+        "noise": (np.arange(7), np.ones(7, np.int64), rng.normal(1, 1, 7)),
+    }
+
+
+def test_every_ood_set_is_measured_beside_the_same_normal_rows():
+    one = ood_scores()
+    result = evaluate_scores(one, METRICS, 0, [])
+    assert set(result["metrics"]) == {"svhn", "noise"} == set(result["counts"]) == set(result["threshold"]["realised"])
+    for name, n in (("svhn", 20), ("noise", 7)):
+        label, score = np.repeat([0, 1], [60, n]), np.concatenate([one["test"][2], one[name][2]])
+        assert result["counts"][name] == {"normal": 60, "anomalies": n}
+        assert result["metrics"][name]["auroc"] == pytest.approx(roc_auc_score(label, score))
+        assert result["metrics"][name]["average_precision"] == pytest.approx(average_precision_score(label, score))
+        realised, value = result["threshold"]["realised"][name], result["threshold"]["value"]
+        assert realised["fpr"] == np.mean(one["test"][2] > value)
+        assert realised["recall"] == np.mean(one[name][2] > value)
+    assert len(one["test"][2]) == 60 and len(one["svhn"][2]) == 20  # what is stored is left as it was
+    assert "means" not in result
+
+
+def pair(*labels: int | None) -> tuple:
+    known = [label for label in labels if label is not None]
+    return (np.array(known) if known else None, np.arange(len(labels), dtype=float))
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        {"test": pair(0, 0)},
+        {"test": pair(0, 1)},
+        {"test": pair(None, None), "far": pair(1, 1)},
+        {"far": pair(1, 1), "near": pair(1)},
+        {"test": pair(0, 1), "far": pair(1, 1)},  # a test set with both classes is nobody's other half
+        {"test": pair(0, 0), "mixed": pair(0, 1)},
+        {"test": pair(0, 0), "normal": pair(0, 0), "mine": pair(None)},
+    ],
+    ids=str,
+)
+def test_nothing_is_put_together_where_no_set_needs_it(alone):
+    assert beside_id(alone) is alone
+
+
+def test_sets_that_are_complete_or_unlabelled_stay_as_they_are():
+    tests = {"mine": pair(None, None), "far": pair(1, 1, 1), "test": pair(0, 0), "mixed": pair(0, 1, 1)}
+    found = beside_id(tests)
+    assert set(found) == {"mine", "mixed", "far"}
+    assert found["mine"] is tests["mine"] and found["mixed"] is tests["mixed"]
+    label, score = found["far"]
+    assert label.tolist() == [0, 0, 1, 1, 1] and score.tolist() == [0, 1, 0, 1, 2]
+
+
+def test_the_sets_of_a_protocol_have_an_unweighted_mean():
+    protocols = {"svhn": "ood_far", "noise": "ood_far", "cifar": "ood_near"}
+    one = ood_scores() | {"cifar": (np.arange(3), np.ones(3, np.int64), np.array([0.0, 0.5, 1.0]))}
+    result = evaluate_scores(one, METRICS, 0, [], protocols)
+    assert list(result["means"]) == ["ood_far", "ood_near"]
+    assert result["means"]["ood_near"] == result["metrics"]["cifar"]
+    for name in METRICS.names:
+        far = [result["metrics"][test][name] for test in ("svhn", "noise")]
+        assert result["means"]["ood_far"][name] == pytest.approx((far[0] + far[1]) / 2)  # 20 and 7 rows count alike
+
+
+def test_a_mean_that_lacks_a_set_is_none():
+    assert mean_of([{"auroc": 0.5, "f1": 1.0}, {"auroc": 1.0, "f1": None}]) == {"auroc": 0.75, "f1": None}
+    assert mean_of([{"auroc": 0.5}, {}]) == {"auroc": None}
+    assert mean_of([]) == {}

@@ -37,6 +37,19 @@ def test_small_integers_do_not_overflow():
     np.testing.assert_allclose(backbone(torch.as_tensor(train)).x, expected, rtol=1e-12)
 
 
+def test_an_image_is_one_long_row():
+    images = np.random.default_rng(0).integers(0, 256, (20, 3, 4, 5)).astype(np.uint8)
+    mean, scale = images.mean((0, 2, 3)), images.std((0, 2, 3))
+    mean, scale = (torch.as_tensor(one)[:, None, None] for one in (mean, scale))
+    backbone = Identity()
+    x = torch.as_tensor(images)
+    backbone.setup(Split("test", Rows(x, torch.arange(20)), {}, None, mean, scale, ""))
+    features = backbone(x).features
+    assert features.shape == (20, 60) and features.dtype == torch.float64
+    by_hand = (images - mean.numpy()) / scale.numpy()
+    np.testing.assert_allclose(features.numpy(), by_hand.reshape(20, 60), rtol=1e-12)
+
+
 def test_a_fresh_backbone_takes_its_sizes_from_the_checkpoint():
     first, second = Identity(), Identity()
     first.setup(split_of(np.random.default_rng(0).normal(5, 3, (50, 4))))

@@ -95,6 +95,30 @@ def test_shares_add_up_to_one_for_each_class():
         assert sum(bar.get_height() for bar in bars) == pytest.approx(1)
 
 
+def test_ood_sets_are_drawn_beside_the_normal_rows():
+    scores = frame(
+        calibration=(np.arange(3.0), np.zeros(3, int)),
+        test=(np.array([0.0, 1, 2]), np.zeros(3, int)),
+        svhn=(np.array([3.0, 1.5]), np.ones(2, int)),
+        mine=(np.array([7.0]), [None]),
+        mixed=(np.array([0.0, 5]), np.array([0, 1])),
+    )
+    sets = plots.sets_of(scores)
+    assert {name: (score.tolist(), label.tolist()) for name, (score, label) in sets.items()} == {
+        "mixed": ([0, 5], [0, 1]),
+        "svhn": ([0, 1, 2, 3, 1.5], [0, 0, 0, 1, 1]),
+    }
+    axes = Figure().subplots()
+    plots.draw_roc(axes, sets, {}, log_fpr=False)
+    assert [line.get_label() for line in axes.lines] == ["mixed", "svhn", "chance"]
+    assert axes.lines[1].get_xydata().tolist() == [[0, 0], [0, 0.5], [1 / 3, 0.5], [1 / 3, 1], [2 / 3, 1], [1, 1]]
+
+
+def test_a_row_of_unknown_label_is_left_out():
+    sets = plots.sets_of(frame(test=(np.arange(4.0), [0, 1, None, 1])))
+    assert [part.tolist() for part in sets["test"]] == [[0, 1, 3], [0, 1, 1]]
+
+
 def test_neither_pyplot_nor_matplotlib_is_imported_by_the_module():
     code = (
         "import outlie.results.plots, outlie.results.summary, outlie.metrics.evaluation, outlie.metrics.conformal, sys"

@@ -80,6 +80,46 @@ def test_a_scoring_option_makes_another_run_of_the_same_weights(word):
     assert stage(f"detector.{word}") == stage()
 
 
+CLASSIFIER = ("dataset=digits_ood", "backbone=resnet10", "detector=neco")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["detector=vim"],
+        ["detector.d=5"],
+        ["dataset.near=[mnist]", "dataset.far=[dtd_part]"],
+        ["metrics=fast", "logger=wandb", "trainer.threads=1"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_network_is_shared_by_all_detectors_and_ood_sets(words):
+    assert store.backbone_folder(config(*CLASSIFIER, *words)) == store.backbone_folder(config(*CLASSIFIER))
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["seed=1", "backbone.lr=0.01", "dataset.calibration=0.3", "dataset.held_out=[9]", "trainer.max_epochs=3"],
+)
+def test_what_changes_a_networks_training_makes_another_one(word):
+    changed, same = config(*CLASSIFIER, word), config(*CLASSIFIER)
+    assert store.backbone_folder(changed) != store.backbone_folder(same)
+    assert store.run_folder(changed) != store.run_folder(same)
+
+
+def test_a_comparison_is_of_a_run_and_its_test_sets_whatever_the_detector():
+    run = Path("outputs/train/digits_ood-neco-1")
+
+    def folder(*words: str) -> Path:
+        return store.comparison_folder(config(*CLASSIFIER, *words), run)
+
+    assert folder() == folder("detector=vim") == folder("detector.d=5")
+    assert folder().name.startswith(f"{run.name}-detectors-")
+    assert folder() != folder("dataset.near=[mnist]")
+    assert store.detector_name("vim/neco_paper", {"d": 300}) != store.detector_name("vim/neco_paper", {"d": 3})
+    assert store.detector_name("vim/neco_paper", {"d": 300}).startswith("vim_neco_paper-")
+
+
 def test_a_users_file_counts_by_its_content(tmp_path):
     def named(path: Path) -> str:
         return run_hash("dataset=csv", f"dataset.path={path}")

@@ -148,6 +148,86 @@ def test_parts_of_a_dataset_with_their_mean():
     assert "average_precision" not in said
 
 
+SEVERAL = {
+    "dataset": "cifar10_ood",
+    "detector": "neco",
+    "protocol": "ood",
+    "backbone": "resnet18",
+    "protocols": {"cifar100": "ood_near", "svhn": "ood_far", "tiny_imagenet": "ood_near"},
+    "metrics": {
+        "cifar100": {"auroc": 0.9, "fpr95_ood_positive": 0.6, "fpr95_id_positive": 0.5},
+        "svhn": {"auroc": 0.99, "fpr95_ood_positive": 0.06, "fpr95_id_positive": None},
+        "tiny_imagenet": {"auroc": 0.8, "fpr95_ood_positive": 0.7, "fpr95_id_positive": 0.8},
+    },
+    "means": {
+        "ood_near": {"auroc": 0.85, "fpr95_ood_positive": 0.65, "fpr95_id_positive": 0.65},
+        "ood_far": {"auroc": 0.99, "fpr95_ood_positive": 0.06, "fpr95_id_positive": None},
+    },
+    "counts": {
+        "cifar100": {"normal": 9000, "anomalies": 10_000},
+        "svhn": {"normal": 9000, "anomalies": 26_032},
+        "tiny_imagenet": {"normal": 9000, "anomalies": 10_000},
+    },
+    "threshold": {
+        "value": -0.8,
+        "false_alarms": 0.01,
+        "n_calibration": 5000,
+        "warning": None,
+        "realised": {"svhn": {"fpr": 0.011, "recall": 0.85}, "cifar100": {"fpr": 0.011, "recall": None}},
+    },
+    "classifier": {"accuracy": 0.9512, "train_accuracy": 1.0, "nc1": 0.05, "nc2_equiangularity": 0.1, "nc4": 0.0},
+}
+
+
+def test_several_ood_sets_are_a_line_each_by_protocol_with_means(tmp_path):
+    text = rendered(SEVERAL, tmp_path, width=80)
+    said = words(text)
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
+    in_order = [
+        "cifar100 (10,000) 90.00 60.00 50.00", "tiny_imagenet (10,000) 80.00 70.00 80.00",
+        "ood_near, mean 85.00 65.00 65.00", "svhn (26,032) 99.00 6.00 -", "ood_far, mean 99.00 6.00 -",
+    ]  # fmt: skip
+    places = [said.index(line) for line in in_order]
+    assert places == sorted(places)
+    assert "svhn: in use, 1.1 % false alarms were realised on 9,000 test normals and 85 % of the anomalies" in said
+    assert "cifar100: in use, 1.1 % false alarms were realised on 9,000 test normals." in said
+    assert "tiny_imagenet: in use" not in said
+    assert "precision" not in said and "None" not in said
+    assert (
+        "The classifier gets 95.1 % of the test rows right, 100 % of the training rows. "
+        "Neural collapse (0 = complete): NC1 0.05, NC2 0.1, NC4 0." in said
+    )
+
+
+def test_one_ood_set_is_told_at_length(tmp_path):
+    one = SEVERAL | {"protocols": {"svhn": "ood_far"}, "metrics": {"svhn": SEVERAL["metrics"]["svhn"]}}
+    said = words(rendered(one, tmp_path))
+    assert "svhn: 9,000 normal, 26,032 anomalies" in said
+    assert "fpr95_ood_positive 6.00 95 % of anomalies found" in said
+    assert "ood_far" not in said
+
+
+@pytest.mark.parametrize(
+    ("classifier", "sentence"),
+    [
+        (None, None),
+        ({}, None),
+        ({"accuracy": 0.5}, "The classifier gets 50 % of the test rows right."),
+        ({"nc1": 0.123456}, "Neural collapse (0 = complete): NC1 0.123."),
+    ],
+)
+def test_what_is_said_of_a_classifier(classifier, sentence):
+    assert summary.classifier_in_words(classifier) == sentence
+
+
+def test_parts_with_several_sets_name_each():
+    out = io.StringIO()
+    summary.render_group([SEVERAL], Console(file=out, width=80))
+    said = words(out.getvalue())
+    assert "cifar10_ood cifar100 90.00" in said and "cifar10_ood svhn 99.00" in said
+    assert "mean of 3, unweighted 89.67" in said
+
+
 def test_unlabelled_test_set(tmp_path):
     result = copy.deepcopy(RESULT)
     result["metrics"]["test"] = dict.fromkeys(RESULT["metrics"]["test"])

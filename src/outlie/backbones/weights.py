@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from outlie.errors import UserError
 
-INNER = ("state_dict", "model_state_dict", "model", "net", "ema", "backbone", "detector")  # entries that hold the weights
+# entries that hold the weights; the last two are those of our own model.ckpt and weights.ckpt
+INNER = ("state_dict", "model_state_dict", "model", "net", "ema", "backbone", "detector")
 WRAPPERS = ("module.", "model.", "backbone.")  # DistributedDataParallel, Lightning, and the like
 STANDARDISATION = ("mean", "scale")  # buffers of our own, outside the network
 SAFETENSORS = {

@@ -11,10 +11,10 @@ NAMED = 5  # columns named before "and more"
 def lint(split: Split) -> list[str]:
     """Findings about a split, in words; an empty list if nothing is suspicious."""
     train_hash = row_hashes(split.train)
-    findings = []
+    findings, together = [], _measured_together(split.tests)
     for name, rows in split.tests.items():
         findings += repeats(row_hashes(rows), train_hash, name, "training")
-        findings += _one_class(rows, name)
+        findings += [] if name in together else _one_class(rows, name)
         findings += _label_leak(rows, name, split.columns)
     if split.calibration is not None:
         calibration_hash = row_hashes(split.calibration)
@@ -63,6 +63,13 @@ def _one_class(rows: Rows, name: str) -> list[str]:
     if anomalies == len(rows):
         return [f"{name} has no normal rows: the false-positive rate and AUROC are not defined"]
     return []
+
+
+def _measured_together(tests: dict[str, Rows]) -> set[str]:
+    """`test`, all normal, and the out-of-distribution sets that an evaluation puts beside it (results/evaluated.py)."""
+    far = {name for name, rows in tests.items() if name != "test" and rows.label is not None and bool(rows.label.all())}
+    test = tests.get("test")
+    return {"test", *far} if far and test is not None and test.label is not None and not test.label.any() else set()
 
 
 def _label_leak(rows: Rows, name: str, columns: tuple[str, ...]) -> list[str]:

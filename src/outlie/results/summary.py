@@ -30,7 +30,13 @@ MEANING = {
 }
 
 
-SETS = ("auroc", "average_precision", "fpr95_ood_positive", "fpr95_id_positive", "recall_at_fpr01")
+SETS = {
+    "auroc": "auroc",
+    "average_precision": "average precision",
+    "fpr95_id_positive": "fpr95 id positive",
+    "fpr95_ood_positive": "fpr95 ood positive",
+    "recall_at_fpr01": "recall at fpr01",
+}
 COLLAPSE = {"NC1": "nc1", "NC2": "nc2_equiangularity", "NC3": "nc3", "NC4": "nc4"}
 GROUP = ("auroc", "average_precision", "f1_at_k", "recall_at_fpr01")  # what fits beside a name in 80 columns
 
@@ -109,9 +115,9 @@ def _sets(result: Mapping[str, Any]) -> Table:
     metrics, means = result["metrics"], result.get("means") or {}
     shown = [key for key in SETS if any(key in values for values in metrics.values())]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("%", overflow="fold")
+    table.add_column("\n% (rows)", no_wrap=True)
     for key in shown:
-        table.add_column(key, justify="right", overflow="fold")
+        table.add_column("\n".join(SETS[key].split(" ", 1)), justify="right")
 
     def line(name: str, values: Mapping[str, Any], style: str = "") -> None:
         cells = ["-" if values.get(key) is None else f"{100 * values[key]:.2f}" for key in shown]
@@ -120,7 +126,7 @@ def _sets(result: Mapping[str, Any]) -> Table:
     for protocol in means:
         for name, own in result["protocols"].items():
             if own == protocol:
-                line(f"{name}: {_get(result, 'counts', name, 'anomalies') or 0:,} rows", metrics[name])
+                line(f"{name} ({_get(result, 'counts', name, 'anomalies') or 0:,})", metrics[name])
         line(f"{protocol}, mean", means[protocol], "bold")
         table.add_section()
     return table
