@@ -33,8 +33,8 @@ MEANING = {
 SETS = {
     "auroc": "auroc",
     "average_precision": "average precision",
-    "fpr95_id_positive": "fpr95 id positive",
     "fpr95_ood_positive": "fpr95 ood positive",
+    "fpr95_id_positive": "fpr95 id positive",
     "recall_at_fpr01": "recall at fpr01",
 }
 COLLAPSE = {"NC1": "nc1", "NC2": "nc2_equiangularity", "NC3": "nc3", "NC4": "nc4"}
