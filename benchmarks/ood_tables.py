@@ -60,7 +60,8 @@ def write(experiment: str) -> None:
         file.write(f"# python benchmarks/ood_tables.py {experiment}; code {', '.join(sorted(commits))}\n")
         file.write(f"# accuracy of the classifiers, %: {', '.join(f'{value:.2f}' for value in accuracies)}\n")
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(["detector", "protocol", "set", "seeds", *(f"{key}_{part}" for key in METRICS for part in ("mean", "std"))])
+        columns = [f"{key}_{part}" for key in METRICS for part in ("mean", "std")]
+        out.writerow(["detector", "protocol", "set", "seeds", *columns])
         for (detector, protocol, name), cell in sorted(values.items()):
             numbers = [f(cell[key]) for key in METRICS for f in (statistics.mean, statistics.stdev)]
             out.writerow([detector, protocol, name, len(cell["auroc"]), *(f"{number:.2f}" for number in numbers)])

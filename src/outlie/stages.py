@@ -30,7 +30,11 @@ QUIET_SECONDS = 30.0  # without a bar, a training says where it is at most so of
 
 def rows_at_once(shape: tuple[int, ...]) -> int:
     """Rows of one forward pass, for samples of that shape: a table's row, or an image (C, H, W)."""
-    return ROWS_AT_ONCE if len(shape) < 3 else min(256, max(1, PIXELS_AT_ONCE // (shape[-1] * shape[-2])))
+    if len(shape) < 3:
+        return ROWS_AT_ONCE
+    # without a GPU, the activations of 256 images are given back to the system and fetched again with every batch
+    most = 512 if torch.cuda.is_available() else 64
+    return min(most, max(1, PIXELS_AT_ONCE // (shape[-1] * shape[-2])))
 
 
 class Passes:

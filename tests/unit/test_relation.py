@@ -39,29 +39,31 @@ def by_loop(train: Views, test: Views, power: float, threshold: float) -> np.nda
 
 @pytest.mark.parametrize("confidence", [0.0, 0.05, 0.5, 5.0])
 @pytest.mark.parametrize(("power", "threshold"), [(1.0, 0.03), (4.0, 0.03), (1.0, 0.0), (0.5, 0.3)])
-def test_it_is_the_definition_whatever_is_skipped(confidence, power, threshold, monkeypatch):
-    monkeypatch.setattr(relation, "ROWS", 8)
+@pytest.mark.parametrize("by_blocks_from", [8, 64])
+def test_it_is_the_definition_whatever_is_skipped(confidence, power, threshold, by_blocks_from, monkeypatch):
+    monkeypatch.setattr(relation, "ROWS", by_blocks_from)
     monkeypatch.setattr(relation, "COLUMNS", 32)
     train, test = views(150, 0, confidence), views(50, 1, confidence)
     result = fitted(train, power=power, threshold=threshold).score(test)
     np.testing.assert_allclose(result, by_loop(train, test, power, threshold), rtol=1e-4, atol=1e-6)
 
 
-def test_confident_rows_meet_few_training_rows(monkeypatch):
-    products = []
+@pytest.mark.parametrize("by_blocks_from", [1, 2000])
+def test_confident_rows_meet_few_training_rows(by_blocks_from, monkeypatch):
+    products, computed = [], relation.sums
 
-    class Counting(torch.Tensor):
-        def __getitem__(self, rows):
-            part = super().__getitem__(rows)
-            products.append(len(part))
-            return part.as_subclass(torch.Tensor)
+    def counting(x, p, bank, *rest):
+        products.append(len(x) * len(bank))
+        return computed(x, p, bank, *rest)
 
     train, test = views(600, 0, 8.0), views(600, 1, 8.0)
-    detector = fitted(train)
-    monkeypatch.setattr(relation, "ROWS", 50)
-    detector.bank = detector.bank.as_subclass(Counting)
-    detector.score(test)
-    assert sum(products) < 0.6 * 12 * 600
+    alike = test[test.logits.argmax(1) == 0]  # few queries at once meet what all of them together can reach
+    monkeypatch.setattr(relation, "sums", counting)
+    monkeypatch.setattr(relation, "COLUMNS", 20)
+    monkeypatch.setattr(relation, "ROWS", by_blocks_from)
+    queries = test if by_blocks_from == 1 else alike
+    fitted(train).score(queries)
+    assert 0 < sum(products) < 0.6 * 600 * len(queries)
 
 
 def test_rows_of_zeros_and_rows_without_an_edge_score_0():

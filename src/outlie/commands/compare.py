@@ -9,11 +9,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from outlie import catalog, cell, distributed, log, signatures
+from outlie import catalog, cell, checks, distributed, log, signatures
 from outlie.build import build
-from outlie.compose import compose
 from outlie.errors import UserError, unknown
 from outlie.gather import rank_and_world
 from outlie.metrics import latency
@@ -102,9 +99,7 @@ def main(now: dict[str, Any], then: dict[str, Any], run: Path, trained: dict[str
 
 def section_of(name: str) -> dict[str, Any]:
     """A detector's complete section, as `run train detector=NAME` would have it."""
-    section = OmegaConf.to_container(compose("train", [f"detector={name}", "backbone=resnet18"]).detector)
-    assert isinstance(section, dict)
-    return {str(key): value for key, value in section.items()}
+    return checks.expand(catalog.load(catalog.choices("detector", catalog.roots())[name]))
 
 
 def done(folder: Path, metrics: Metrics) -> dict[str, Any] | None:
