@@ -11,8 +11,8 @@ we do not have: C classes in 512 dimensions, 20,000 training rows, 10,000 ID and
     head          W = 5 times the simplex, so that its rows sum to 0; b = 0.016 + 0.01 * noise
 
 The common part of b over the singular value that float32 rounding leaves W gives naive origins of 3e5, as described.
-`specification` are the AUROCs that the specification measured on its own task: OpenOOD's and pytorch-ood's float32 route
-against float64. The size of the fall can be compared, the values cannot.
+`specification` are the AUROCs that the specification measured on its own task: OpenOOD's and pytorch-ood's float32
+route against float64. The size of the fall can be compared, the values cannot.
 """
 
 import csv
