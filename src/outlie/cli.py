@@ -9,7 +9,7 @@ from outlie.errors import UserError, unknown
 
 COMMANDS = {
     "train": "assemble, train or fit, evaluate, store",
-    "eval": "score a finished run again: other test sets, other metrics",
+    "eval": "score a finished run again: other test sets, metrics, many detectors",
     "list": "what exists, with one line each",
     "show": "one choice with all its options, or a finished run",
     "data": "list, fetch and verify datasets",

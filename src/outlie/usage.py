@@ -21,6 +21,7 @@ examples:
   run train detector=knn detector.k=10 seed=1
   run train dataset=adbench/thyroid detector=dte_c/paper
   run train dataset=csv dataset.path=rows.csv dataset.label=is_fraud
+  run train dataset=fashion_ood backbone=resnet18 detector=neco
   run train detector=knn dry_run=true                print the config and the plan, and stop
   run train --config outputs/train/RUN/config.yaml trainer=gpu""",
     "eval": """Usage: run eval run=RUN [GROUP=CHOICE] [KEY=VALUE] [options]
@@ -31,7 +32,9 @@ RUN is a folder, its name below outputs/train, the beginning of that name, or th
 examples:
   run eval run=breast_cancer-knn-1a2b3c4d
   run eval run=1a2b3c4d metrics=fast
-  run eval run=1a2b3c4d explain=true""",
+  run eval run=1a2b3c4d explain=true
+  run eval run=digits_ood-neco detectors=all         every post-hoc score over one forward pass
+  run eval run=digits_ood-neco 'detectors=[neco,vim,odin]'""",
     "list": """Usage: run list [GROUP] [--json] [--config-dir DIR]
 
 Lists what exists: every group, or one of them, with one line about each choice.
