@@ -3,8 +3,8 @@
     OUTLIE_DATA=../shared/data python benchmarks/ood_tables.py fashion_ood_cpu cifar10_part_ood_cpu
     python benchmarks/ood_tables.py --write fashion_ood_cpu      only collects what is done
 
-For each seed: `run train experiment=NAME seed=S`, then `run eval run=... detectors=[all,network]`. What is done already
-is found, so that the command can be stopped and started again. Standard deviations are over seeds (ddof 1).
+For each seed: `run train experiment=NAME seed=S`, then `run eval run=... detectors=[all,network,...]`, which adds NECO's
+other settings. What is done already is found, so that the command can be stopped and started again. Standard deviations are over seeds (ddof 1).
 """
 
 import csv
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 HERE, SEEDS, OUTPUTS = Path(__file__).parent, (0, 1, 2), Path("outputs")
+DETECTORS = ("all", "network", "neco/double_descent", "neco/paper_vit", "neco/paper_vit_cifar")
 METRICS = ("auroc", "average_precision", "fpr95_id_positive", "fpr95_ood_positive", "recall_at_fpr01")
 
 
@@ -73,5 +74,5 @@ if __name__ == "__main__":
     for name in [word for word in sys.argv[1:] if word != "--write"]:
         for seed in () if collect_only else SEEDS:
             run("train", f"experiment={name}", f"seed={seed}")
-            run("eval", f"run={trained(name, seed)}", "detectors=[all,network]")
+            run("eval", f"run={trained(name, seed)}", f"detectors=[{','.join(DETECTORS)}]")
         write(name)
