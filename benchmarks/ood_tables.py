@@ -3,8 +3,9 @@
     OUTLIE_DATA=../shared/data python benchmarks/ood_tables.py fashion_ood_cpu cifar10_part_ood_cpu
     python benchmarks/ood_tables.py --write fashion_ood_cpu      only collects what is done
 
-For each seed: `run train experiment=NAME seed=S`, then `run eval run=... detectors=[all,network,...]`, which adds NECO's
-other settings. What is done already is found, so that the command can be stopped and started again. Standard deviations are over seeds (ddof 1).
+For each seed: `run train experiment=NAME seed=S`, then `run eval run=... detectors=[all,network,...]` with NECO's other
+settings. What is done already is found, so that the command can be stopped and started again. Standard deviations
+are over seeds (ddof 1).
 """
 
 import csv

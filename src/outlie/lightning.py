@@ -31,13 +31,18 @@ class Batches:
     """Views indexed by one permutation an epoch: no worker processes for tensors, one thread for images on disk."""
 
     def __init__(
-        self, views: Views, batch_size: int, drop_last: bool, generator: Callable[[], torch.Generator]
+        self,
+        views: Views,
+        batch_size: int,
+        drop_last: bool,
+        generator: Callable[[], torch.Generator],
+        fewest: int = 2,
     ) -> None:
         self.views, self.generator = views, generator
         n = len(views)
         full, rest = divmod(n, batch_size)
-        # a batch of one row has no batch statistics; where nothing else is there, it is kept
-        too_few = rest < 2 * rank_and_world()[1]  # on any rank
+        # a batch of one row has no batch statistics, on any rank; where nothing else is there, it is kept
+        too_few = rest < max(fewest, 2 * rank_and_world()[1])
         self.sizes = [batch_size] * full + ([] if full and (drop_last or too_few) else [rest] if rest else [])
 
     def __len__(self) -> int:
@@ -89,7 +94,7 @@ class Train(L.LightningModule):
         self.detector: Any = detector  # some hooks are optional
         self.seed, self.on_epoch = seed, on_epoch
         self.recipe: Recipe = self.detector.recipe
-        self.batches = Batches(views, self.recipe.batch_size, self.recipe.drop_last, self._order)
+        self.batches = Batches(views, self.recipe.batch_size, self.recipe.drop_last, self._order, self.recipe.fewest)
         wanted = self.recipe.epochs_of(len(self.batches))
         self.epochs = min(wanted, max_epochs or wanted)
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from outlie import stages
+from outlie.backbones.training import ClassifierRecipe
 from outlie.detectors.base import Detector, Spec, Views, set_up
 from outlie.detectors.ddpm import DDPM
 from outlie.detectors.dte import DTEC
@@ -52,6 +53,16 @@ def epochs_of(n: int, batch_size: int, drop_last: bool, epochs: int = 1) -> list
 )
 def test_sizes_of_batches(n, drop_last, sizes):
     assert [len(batch) for batch in epochs_of(n, 8, drop_last)[0]] == sizes
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(10, [8]), (11, [8, 3]), (2, [2]), (16, [8, 8])])
+def test_a_small_last_batch_is_left_out_where_its_statistics_would_be_kept(n, sizes):
+    batches = Batches(numbered(n), 8, False, torch.Generator, fewest=3)
+    assert [len(batch) for batch in batches] == sizes
+
+
+def test_a_classifier_takes_no_batch_below_a_quarter():
+    assert ClassifierRecipe(batch_size=128).fewest == 32 and ClassifierRecipe(batch_size=4).fewest == 2
 
 
 def test_an_epoch_covers_every_row_once_in_an_order_of_its_own():

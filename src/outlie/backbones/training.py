@@ -51,6 +51,11 @@ class ClassifierRecipe:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise UserError(f"milestones = {list(self.milestones)}: must rise; set backbone.milestones")
 
+    @property
+    def fewest(self) -> int:
+        """Rows of the smallest batch: the BatchNorm statistics of a few rows would spoil those that are kept."""
+        return max(2, self.batch_size // 4)
+
     def epochs_of(self, steps_an_epoch: int) -> int:
         """Epochs to train with so many batches in each."""
         return self.epochs if self.steps is None else math.ceil(self.steps / steps_an_epoch)

@@ -14,6 +14,7 @@ class Recipe:
     Args:
         min_steps: more epochs where `epochs` would give fewer optimiser steps than this: a small table needs them.
         drop_last: leave out an epoch's last, smaller batch (only where there is a full one).
+        fewest: a last batch of fewer rows is left out, too.
         decay_lr: cosine decay of the learning rate to 0 over all steps.
         clip_norm: the gradient is scaled down to this norm where it is longer; 0 = never.
         ema: decay of the exponential moving average of the weights that is kept in their place; 0 = none.
@@ -28,6 +29,7 @@ class Recipe:
     drop_last: bool = False
     clip_norm: float = 0.0
     ema: float = 0.0
+    fewest: int = 2
 
     def epochs_of(self, steps_an_epoch: int) -> int:
         """Epochs to train with so many batches in each."""
