@@ -16,8 +16,8 @@ from .conftest import only, result_of, scores_of
 DIFFUSION = ("detector=diffusion", "detector.epochs=2", "detector.min_steps=0", "detector.steps=5")
 FILES = {"config.yaml", "result.json", "scores.parquet", "model.ckpt", "log.txt", "metrics.csv", "summary.png"}
 KEYS = {
-    "schema", "status", "protocol", "dataset", "data_sha256", "detector", "backbone", "seed", "rows", "lints",
-    "metrics", "intervals", "counts", "threshold", "findings", "evaluated_with", "published", "latency", "cost",
+    "schema", "status", "protocol", "protocols", "dataset", "data_sha256", "detector", "backbone", "seed", "rows",
+    "lints", "metrics", "intervals", "counts", "threshold", "findings", "evaluated_with", "published", "latency", "cost",
     "environment", "code_version", "started", "finished", "error",
 }  # fmt: skip
 

@@ -99,6 +99,13 @@ def truth(net: Net, rows: Rows) -> Views:
     return views
 
 
+@pytest.fixture(autouse=True)
+def by_256(monkeypatch):
+    """As many images at once on every machine; with a GPU there would be more."""
+    tables = features.rows_at_once((4,))
+    monkeypatch.setattr(features, "rows_at_once", lambda shape: 256 if len(shape) == 3 else tables)
+
+
 @pytest.fixture
 def get(tmp_path):
     """`get(net, rows)`: the views through tmp_path/cache, and how many batches went through the network."""
