@@ -17,8 +17,8 @@ DIFFUSION = ("detector=diffusion", "detector.epochs=2", "detector.min_steps=0", 
 FILES = {"config.yaml", "result.json", "scores.parquet", "model.ckpt", "log.txt", "metrics.csv", "summary.png"}
 KEYS = {
     "schema", "status", "protocol", "protocols", "dataset", "data_sha256", "detector", "backbone", "seed", "rows",
-    "lints", "metrics", "intervals", "counts", "threshold", "findings", "evaluated_with", "published", "latency", "cost",
-    "environment", "code_version", "started", "finished", "error",
+    "lints", "metrics", "intervals", "counts", "threshold", "findings", "evaluated_with", "published", "latency",
+    "cost", "environment", "code_version", "started", "finished", "error",
 }  # fmt: skip
 
 
