@@ -34,7 +34,7 @@ class Ground:
     folder: Path  # of the run
     cache: Path  # of views, shared by all runs
     spent: dict[str, Any] = field(default_factory=dict)  # what training the backbone cost
-    _views: dict[tuple[str, bool], Views] = field(default_factory=dict)
+    _views: dict[Any, Views] = field(default_factory=dict)  # of a part, with or without its input and maps
 
     @property
     def parts(self) -> dict[str, Rows]:
@@ -46,23 +46,25 @@ class Ground:
     def device(self) -> torch.device:
         return distributed.device(self.options)
 
-    def views(self, part: str, with_input: bool = False) -> Views:
+    def views(self, part: str, with_input: bool = False, with_maps: bool = False) -> Views:
         """The views of a part, from the cache where a network made them; the input itself is never cached."""
         stored = "network" in self.backbone.provides and not with_input
-        if (part, stored) not in self._views:
+        wanted = ("features", "logits", "maps") if with_maps else ("features", "logits")
+        key = (part, "x" if not stored else wanted)
+        if key not in self._views:
             rows = self.parts[part]
-            self._views[part, stored] = (
-                features.views(self.backbone, rows, self.options, self.cache, self.folder)
+            self._views[key] = (
+                features.views(self.backbone, rows, self.options, self.cache, self.folder, wanted)
                 if stored
                 else stages.extract(self.backbone, rows, self.options, self.folder)
             )
-        return self._views[part, stored]
+        return self._views[key]
 
     def source(self, part: str, needs: tuple[str, ...]) -> Views | stages.Passes:
         """What a detector is fitted on or scores: views, or a pass a batch where it needs the network."""
-        if "network" in needs:
+        if "network" in needs or {"x", "maps"} <= set(needs):
             return stages.Passes(self.backbone, self.parts[part], self.device)
-        return self.views(part, with_input="x" in needs)
+        return self.views(part, with_input="x" in needs, with_maps="maps" in needs)
 
     def spec(self, needs: tuple[str, ...], seed: int) -> Spec:
         """Sizes for `Detector.setup`."""

@@ -201,12 +201,15 @@ def average_of(module: torch.nn.Module, decay: float) -> AveragedModel:
 class Extract(L.LightningModule):
     """Passes rows through a backbone: one forward pass, whose views serve every detector."""
 
-    def __init__(self, backbone: torch.nn.Module) -> None:
+    def __init__(self, backbone: torch.nn.Module, without: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.without = backbone, without
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> Views:
-        return self.backbone(batch)
+        views = self.backbone(batch)
+        for name in self.without:
+            setattr(views, name, None)
+        return views
 
 
 class Bar(L.Callback):

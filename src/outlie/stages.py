@@ -59,8 +59,9 @@ def extract(backbone: nn.Module, rows: Rows, options: Options, folder: Path) -> 
     """The backbone's views of all rows, in order, on every rank; each rank computes its share."""
     mine = rows.x[share(len(rows))]
     batches = DataLoader(mine.split(rows_at_once(mine.shape[1:])), batch_size=None)  # pyright: ignore[reportArgumentType]
-    parts = make_trainer(options, folder).predict(Extract(backbone), batches)
+    parts = make_trainer(options, folder).predict(Extract(backbone, without=("maps",)), batches)  # too large to hold
     views = Views.cat(parts) if parts else backbone(mine)
+    views.maps = None
     views = views.map(lambda t: gather_shares(t, len(rows)))
     views.y = rows.y
     return views

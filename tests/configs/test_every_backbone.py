@@ -109,7 +109,13 @@ def test_it_learns_and_hands_on_its_views(name):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_what_it_says_it_provides_is_in_its_views(name):
     signature = signatures.read(catalog.target(catalog.choices("backbone", WHERE)[name]))
-    assert set(signature.provides) == {"x", "features", "logits", "head", "network"}
+    split = images(name)
+    with torch.no_grad():
+        views = set_up(name, split).eval()(split.train.x[:2])
+    there = {view for view in ("x", "features", "logits", "maps") if getattr(views, view) is not None}
+    assert set(signature.provides) == there | {"head", "network"}
+    if views.maps is not None:
+        assert views.maps.shape[:2] == views.features.shape and views.maps.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["resnet10/narrow", "wide_resnet/small", "vit_s", "mlp"])

@@ -10,6 +10,7 @@ from torch import nn
 from outlie import cell, stages
 from outlie.backbones.identity import Identity
 from outlie.backbones.mlp import MLP
+from outlie.backbones.resnet import ResNet
 from outlie.build import build
 from outlie.data.split import Rows, Split
 from outlie.detectors.base import Detector, Spec, Views, set_up
@@ -232,3 +233,32 @@ def test_the_defaults_of_a_real_detector_go_through(classifier):
     _, spent = cell.fitted(CFG, detector, classifier)
     assert spent["fitted_on"] == "calibration"
     assert np.isfinite(cell.scored(detector, classifier)[0]["far"][2]).all()
+
+
+class MeanOfMaps(Detector):
+    needs = ("maps",)
+
+    def score(self, views: Views) -> torch.Tensor:
+        return views.maps.mean((1, 2, 3))
+
+
+def test_a_detector_of_maps_is_served_from_the_cache(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+
+    def images(n: int, label: int) -> Rows:
+        x = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        return Rows(x, torch.arange(n), torch.full((n,), label), torch.arange(n) % 2)
+
+    split = Split("ood", images(8, 0), {"test": images(4, 0), "far": images(3, 1)}, None,
+                  torch.full((1, 1, 1), 128.0), torch.full((1, 1, 1), 64.0), "hash")  # fmt: skip
+    backbone = ResNet(depth=10, width=4)
+    backbone.setup(split)
+    ground = cell.Ground(split, backbone.eval(), OPTIONS, tmp_path / "run", tmp_path / "views")
+    detector = MeanOfMaps()
+    cell.fitted(CFG, detector, ground)
+    scores, _ = cell.scored(detector, ground)
+    with torch.no_grad():  # maps are pooled by their mean
+        features = backbone(split.tests["far"].x).features
+    np.testing.assert_allclose(scores["far"][2], features.mean(1).double().numpy(), rtol=1e-5)
+    assert ground.views("far").maps is None  # nobody else holds them
+    assert len(list((tmp_path / "views").glob("*/maps.bin"))) == 3

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from outlie.backbones.classifier import Classifier
+from outlie.detectors.base import Views
 
 
 class Staged(Classifier):
     """A convolutional classifier: stem, stages, pooling, head; a subclass defines `stem`, `layers` and `pool`."""
 
+    provides: ClassVar[tuple[str, ...]] = ("x", "features", "logits", "maps", "head", "network")
     channels_last: ClassVar[bool] = True
 
     def stem(self, z: Tensor) -> Tensor:
@@ -42,6 +44,12 @@ class Staged(Classifier):
     def embed(self, z: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""
         return self.pool(self.stages(z)[-1])
+
+    def views(self, z: Tensor) -> Views:
+        """Also maps (B, C, H, W): the last stage's, before pooling."""
+        last_BCHW = self.stages(z)[-1]
+        features_BD = self.pool(last_BCHW).float()
+        return Views(x=z, features=features_BD, logits=self.logits(features_BD), maps=last_BCHW.float())
 
     def tail(self, map_BCHW: Tensor, stage: int) -> Tensor:
         """Logits from the map after stage `stage` (from 0): tail(stages(z)[i], i) = logits for every i; (B, C)."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from outlie.backbones.classifier import Classifier
 from outlie.backbones.weights import vit_npz_names
+from outlie.detectors.base import Views
 from outlie.errors import UserError
 from outlie.options import PositiveFloat, PositiveInt
 
@@ -78,6 +79,7 @@ class ViT(Classifier):
         mlp_ratio: hidden width of a block's perceptron, in units of dim.
     """
 
+    provides: ClassVar[tuple[str, ...]] = ("x", "features", "logits", "maps", "head", "network")
     paper: ClassVar[str] = "Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021"
 
     def __init__(
@@ -117,11 +119,22 @@ class ViT(Classifier):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         self.head = nn.Linear(self.dim, classes)
 
-    def embed(self, z: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D)."""
+    def tokens(self, z: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + N, D): the class token, then the patches, after the last block's LayerNorm."""
         patches_BND = self.patch_embed(z)
         tokens_BND = torch.cat([self.cls_token.expand(len(z), -1, -1), patches_BND], 1) + self.pos_embed
-        return self.norm(self.blocks(tokens_BND)[:, 0])
+        return self.norm(self.blocks(tokens_BND))
+
+    def embed(self, z: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)."""
+        return self.tokens(z)[:, 0]
+
+    def views(self, z: Tensor) -> Views:
+        """Also maps (B, D, H / patch, W / patch): the patches' tokens."""
+        tokens_BND = self.tokens(z).float()
+        features_BD = tokens_BND[:, 0]
+        maps_BDHW = tokens_BND[:, 1:].transpose(1, 2).unflatten(2, self.grid)
+        return Views(x=z, features=features_BD, logits=self.logits(features_BD), maps=maps_BDHW)
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Google's names become timm's, the position embedding is resized to our grid."""
