@@ -108,6 +108,8 @@ def test_ood_sets_are_drawn_beside_the_normal_rows():
         "mixed": ([0, 5], [0, 1]),
         "svhn": ([0, 1, 2, 3, 1.5], [0, 0, 0, 1, 1]),
     }
+    once = {name: score.tolist() for name, (score, _) in plots.each_once(scores).items()}
+    assert once == {"test": [0, 1, 2], "svhn": [3, 1.5], "mixed": [0, 5]}  # a histogram counts no row twice
     axes = Figure().subplots()
     plots.draw_roc(axes, sets, {}, log_fpr=False)
     assert [line.get_label() for line in axes.lines] == ["mixed", "svhn", "chance"]

@@ -41,7 +41,7 @@ def figure(scores: pl.DataFrame, result: Mapping[str, Any], run_dir: Path, log_f
     drawing.suptitle(f"{result.get('detector')} on {result.get('dataset')} ({result.get('protocol')})", fontsize=13)
     draw_roc(top_left, sets, result, log_fpr)
     draw_precision_recall(top_right, sets)
-    draw_scores(low_left, sets, result)
+    draw_scores(low_left, each_once(scores), result)
     losses = training_curve(run_dir / "metrics.csv")
     if losses is None:
         draw_metrics(low_right, result)
@@ -55,11 +55,16 @@ def figure(scores: pl.DataFrame, result: Mapping[str, Any], run_dir: Path, log_f
     return path
 
 
-def sets_of(scores: pl.DataFrame) -> TestSets:
+def each_once(scores: pl.DataFrame) -> TestSets:
     """Scores and labels by test set, without calibration rows and rows of unknown label."""
     known = scores.filter(scores["label"].is_in([0, 1]) & (scores["split"] != "calibration"))
     parts = known.partition_by("split", as_dict=True, maintain_order=True)
-    tests = {str(name): (part["label"].to_numpy(), part["score"].to_numpy()) for (name,), part in parts.items()}
+    return {str(name): (part["score"].to_numpy(), part["label"].to_numpy()) for (name,), part in parts.items()}
+
+
+def sets_of(scores: pl.DataFrame) -> TestSets:
+    """The same, each out-of-distribution set beside the in-distribution rows."""
+    tests = {name: (label, score) for name, (score, label) in each_once(scores).items()}
     return {name: (score, label) for name, (label, score) in beside_id(tests).items()}
 
 
