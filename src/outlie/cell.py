@@ -33,7 +33,6 @@ class Ground:
     options: Options
     folder: Path  # of the run
     cache: Path  # of views, shared by all runs
-    spent: dict[str, Any] = field(default_factory=dict)  # what training the backbone cost
     _views: dict[Any, Views] = field(default_factory=dict)  # of a part, with or without its input and maps
 
     @property

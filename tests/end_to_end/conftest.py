@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +85,22 @@ def table(tmp_path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def outputs(trained, tmp_path):
+    """A copy of what the module's `trained` left, in the folder of this test's commands; the finished run's folder."""
+    shutil.copytree(trained, tmp_path / "outputs")
+    return only(tmp_path / "outputs" / "train")
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path, limit_s: float) -> None:
+    """Until a training in `folder` has left a checkpoint; the process that trains must be alive."""
+    deadline = time.monotonic() + limit_s
+    while not list((folder / "outputs" / "stages").glob("*/training.ckpt")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def only(folder: Path) -> Path:

@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import signal
-import time
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from polars.testing import assert_frame_equal
 from outlie import features, stages
 from outlie.lightning import Train
 
-from .conftest import QUICK, only, result_of, scores_of, start
+from .conftest import QUICK, only, result_of, scores_of, start, wait_for_checkpoint
 from .test_images import DIGITS, WIDTH, newest, weights_of
 
 LIMIT_S = 280
@@ -33,11 +32,7 @@ def killed(tmp_path):
     def kill(sent):
         process = start("train", *SLOW, cwd=tmp_path)
         started.append(process)
-        deadline = time.monotonic() + LIMIT_S
-        while not list((tmp_path / "outputs" / "stages").glob("*/training.ckpt")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_checkpoint(process, tmp_path, LIMIT_S)
         process.send_signal(sent)
         process.communicate(timeout=LIMIT_S)
         return process.returncode

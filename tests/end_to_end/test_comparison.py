@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import shutil
 from typing import Any
 
 import numpy as np
@@ -36,13 +35,6 @@ def trained(tmp_path_factory):
         assert main(["eval", f"run={run.name}", *QUICK, "detectors=all"]) == 0
         assert {path.name for path in (folder / "outputs" / "views").iterdir()} == before  # no second pass
     return folder / "outputs"
-
-
-@pytest.fixture
-def outputs(trained, tmp_path):
-    """A copy of them, in the folder that the commands of this test run in; the finished run's folder."""
-    shutil.copytree(trained, tmp_path / "outputs")
-    return only(tmp_path / "outputs" / "train")
 
 
 @pytest.fixture

@@ -45,13 +45,6 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def outputs(trained, tmp_path):
-    """A copy of them, in the folder that the commands of this test run in; the finished run's folder."""
-    shutil.copytree(trained, tmp_path / "outputs")
-    return only(tmp_path / "outputs" / "train")
-
-
-@pytest.fixture
 def forbid(monkeypatch):
     """`forbid("training", "pass")`: from its call on a classifier may not be trained, or rows not pass through it."""
 

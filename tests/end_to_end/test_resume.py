@@ -2,14 +2,13 @@
 
 import contextlib
 import signal
-import time
 
 import pytest
 from polars.testing import assert_frame_equal
 
 from outlie.lightning import Train
 
-from .conftest import QUICK, only, scores_of, start
+from .conftest import QUICK, only, scores_of, start, wait_for_checkpoint
 
 EPOCHS = 100
 LIMIT_S = 280  # a hang ends the test; generous, for machines that are busy
@@ -31,11 +30,7 @@ def training(tmp_path):
     def begin(*words):
         process = start(*WORDS, *words, cwd=tmp_path)
         started.append(process)
-        deadline = time.monotonic() + LIMIT_S
-        while not list((tmp_path / "outputs" / "stages").glob("*/training.ckpt")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_checkpoint(process, tmp_path, LIMIT_S)
         return process
 
     yield begin

@@ -15,34 +15,7 @@ from outlie.detectors.base import Spec, Views
 from outlie.detectors.gram import Gram, gram_powers
 from outlie.errors import UserError
 
-CLASSES = 5
-
-
-class Network(torch.nn.Module):
-    """Two convolutional stages, pooled, and a head; float64, so that a difference is one of definition."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.tensor([50.0, 60.0, 70.0])[:, None, None])
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(0)
-            self.first, self.second = torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.Conv2d(6, 8, 3, stride=2)
-            self.head = torch.nn.Linear(8, CLASSES)
-            self.double()
-            usual = self.stages(torch.randn(200, 3, 9, 9).double())[-1].mean((0, 2, 3))
-            self.head.weight *= 5
-            self.head.bias.copy_(-self.head.weight @ usual)  # every class is predicted somewhere
-
-    def stages(self, z: Tensor) -> list[Tensor]:
-        first = self.first(z).relu()
-        return [first, self.second(first).relu()]
-
-    def tail(self, maps: Tensor, stage: int) -> Tensor:
-        return self.head((self.second(maps).relu() if stage == 0 else maps).mean((2, 3)))
-
-    def views(self, z: Tensor) -> Views:
-        features = self.stages(z)[-1].mean((2, 3))
-        return Views(x=z, features=features, logits=self.head(features))
+from .small_network import CLASSES, Network
 
 
 def views(n: int, seed: int, scale: float = 1.0) -> Views:
@@ -191,11 +164,10 @@ def test_too_few_rows_are_a_mistake():
 
 
 TWO = """
-import importlib.util, sys, torch
+import importlib, pathlib, sys, torch
 import torch.distributed as dist
-spec = importlib.util.spec_from_file_location("test_gram", sys.argv[1])
-here = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(here)
+sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parents[1]))
+here = importlib.import_module("unit.test_gram")
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[3]), world_size=2)
 train = here.views(61, 0)
 train.x[40] = train.x[3]  # equal rows on two ranks: both hold a bound

@@ -151,7 +151,7 @@ def compute(
         trackers.log(len(losses) - 1, {"train_loss": losses[-1]})
 
     backbone, trained = cell.ready_backbone(cfg, split, options, log_epoch)
-    ground = cell.Ground(split, backbone, options, folder, Path(cfg["output_dir"]) / "views", trained)
+    ground = cell.Ground(split, backbone, options, folder, Path(cfg["output_dir"]) / "views")
     with log.findings() as noticed:
         spec, spent = cell.fitted(cfg, detector, ground, log_epoch)
         scores, scoring = cell.scored(detector, ground)
@@ -181,7 +181,8 @@ def compute(
         curve = classified.along_training(ground, cfg)
     if not first:
         return result
-    rows = next(iter(split.tests.values())).x[torch.arange(min(256, len(next(iter(split.tests.values())))))]
+    test = next(iter(split.tests.values()))
+    rows = test.x[torch.arange(min(256, len(test)))]
     backbone.to(ground.device)
     if metrics.latency:
         with stages.threads(0):  # batch 1 on one thread: what a row costs a core

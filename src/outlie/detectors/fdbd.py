@@ -5,18 +5,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from outlie.detectors import moments
 from outlie.detectors.base import Detector, Spec, Views
 
-ROWS = 65_536  # turned to float64 at once
 SMALLEST = 1e-12  # norm that is divided by
-
-
-def mean_feature(features: Tensor) -> Tensor:
-    """(N, D) -> (D,) float64 mean."""
-    total_D = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
-    for part in features.split(ROWS):
-        total_D += part.double().sum(0)
-    return total_D / len(features)
 
 
 def inverse_distances(weight: Tensor) -> Tensor:
@@ -53,7 +45,7 @@ class FDBD(Detector):
 
     def fit(self, train: Views) -> None:
         """Keep the training mean."""
-        self.mean = mean_feature(train.features)
+        self.mean = moments.mean(train.features)
 
     def score(self, views: Views) -> Tensor:
         """(B,) float64."""

@@ -5,8 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from outlie.detectors import moments
 from outlie.detectors.base import Detector, Spec, Views
-from outlie.detectors.fdbd import SMALLEST, mean_feature
+from outlie.detectors.fdbd import SMALLEST
 from outlie.options import NonNegativeFloat
 
 
@@ -35,7 +36,7 @@ class NCI(Detector):
 
     def fit(self, train: Views) -> None:
         """Keep the training mean."""
-        self.mean = mean_feature(train.features)
+        self.mean = moments.mean(train.features)
 
     def score(self, views: Views) -> Tensor:
         """(B,) float64."""
