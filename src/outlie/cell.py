@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from outlie.data.split import Rows, Split
 from outlie.detectors.base import Detector, Spec, Views, set_up
 from outlie.errors import UserError
 from outlie.gather import rank_and_world
+from outlie.lightning import Told
 from outlie.log import log
 from outlie.metrics import cost
 from outlie.results import store
 from outlie.trainer import Options
-
-Losses = Callable[[list[float]], None]
 
 
 @dataclass
@@ -44,6 +43,12 @@ class Ground:
     @property
     def device(self) -> torch.device:
         return distributed.device(self.options)
+
+    @cached_property
+    def gaps(self) -> int:
+        """How many cells of the table, over all parts, are NaN: values that are missing and were kept so."""
+        tables = [rows.x for rows in self.parts.values() if rows.x.dtype.is_floating_point]
+        return sum(int(part.isnan().sum()) for x in tables for part in x.split(2**14))  # in parts: a mask is large
 
     def views(self, part: str, with_input: bool = False, with_maps: bool = False) -> Views:
         """The views of a part, from the cache where a network made them; the input itself is never cached."""
@@ -68,7 +73,9 @@ class Ground:
     def spec(self, needs: tuple[str, ...], seed: int) -> Spec:
         """Sizes for `Detector.setup`."""
         views = self.source("train", needs)
-        return stages.spec_of(views if isinstance(views, Views) else views[torch.arange(1)], seed, self.backbone)
+        some = views if isinstance(views, Views) else views[torch.arange(1)]
+        blocks = () if "network" in self.backbone.provides else self.split.blocks  # a network makes other columns
+        return stages.spec_of(some, seed, self.backbone, blocks)
 
 
 def load(section: dict[str, Any], name: str, seed: int, allow: list[str]) -> Split:
@@ -80,7 +87,7 @@ def load(section: dict[str, Any], name: str, seed: int, allow: list[str]) -> Spl
     return split
 
 
-def ready_backbone(cfg: dict[str, Any], split: Split, options: Options, on_epoch: Losses) -> tuple[Any, dict[str, Any]]:
+def ready_backbone(cfg: dict[str, Any], split: Split, options: Options, on_epoch: Told) -> tuple[Any, dict[str, Any]]:
     """The backbone set up for the data, and trained by its objective or found trained; and what that cost."""
     backbone = build(cfg["backbone"], list(cfg["allow"]))
     with torch.random.fork_rng(devices=[]):
@@ -102,11 +109,13 @@ def ready_backbone(cfg: dict[str, Any], split: Split, options: Options, on_epoch
 
 
 def fitted(
-    cfg: dict[str, Any], detector: Any, ground: Ground, on_epoch: Losses = lambda losses: None
+    cfg: dict[str, Any], detector: Any, ground: Ground, on_epoch: Told = lambda losses, validation: None
 ) -> tuple[Spec, dict[str, Any]]:
     """Set the detector up, train its loss and fit it, where it has these; the spec, and what it cost."""
+    refuse_gaps(cfg["choices"], detector, ground)
     spec = ground.spec(detector.needs, cfg["seed"])
-    if "x" in detector.needs and "network" not in detector.needs and len(spec.shapes["x"]) > 1:
+    on_rows = "x" in detector.needs and "network" not in detector.needs and not detector.images
+    if on_rows and len(spec.shapes["x"]) > 1:
         size = " x ".join(map(str, spec.shapes["x"]))
         raise UserError(
             f"{cfg['choices']['detector']} works on rows, and the input of backbone {cfg['choices']['backbone']} is "
@@ -135,6 +144,19 @@ def fitted(
         spent |= {"fit_s": fitting.wall, "fit_cpu_s": fitting.cpu, "fitted_on": detector.fits_on}
         log.info("fit       %d %s rows, %.2f s", len(views), detector.fits_on, fitting.wall)
     return spec, spent
+
+
+def refuse_gaps(choices: dict[str, str], detector: Detector, ground: Ground) -> None:
+    """UserError where values are missing in the data, and the detector or the backbone needs every one."""
+    network = "network" in ground.backbone.provides
+    if (detector.gaps and not network) or not ground.gaps:
+        return
+    who = f"backbone {choices['backbone']}" if network else choices["detector"]
+    takes_them = "backbone=identity detector=miwae" if network else "detector=miwae"
+    raise UserError(
+        f"{who} takes no gaps, and {ground.gaps} values of the rows are missing (NaN): dataset.missing=mean or =median "
+        f"fills them from training rows, {takes_them} takes them as they are"
+    )
 
 
 def scored(detector: Detector, ground: Ground) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, float]]:

@@ -25,6 +25,9 @@ from outlie.errors import UserError
 from outlie.gather import mean_over_ranks, rank_and_world
 from outlie.results import store
 from outlie.trainer import Options
+from outlie.validation import Validation, held_out
+
+Told = Callable[[list[float], list[float]], None]  # losses of every epoch, on training rows and on held-out ones
 
 
 class Batches:
@@ -37,8 +40,9 @@ class Batches:
         drop_last: bool,
         generator: Callable[[], torch.Generator],
         fewest: int = 2,
+        shuffle: bool = True,
     ) -> None:
-        self.views, self.generator = views, generator
+        self.views, self.generator, self.shuffle = views, generator, shuffle
         n = len(views)
         full, rest = divmod(n, batch_size)
         # a batch of one row has no batch statistics, on any rank; where nothing else is there, it is kept
@@ -50,7 +54,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Views]:
         held = isinstance(self.views.x, Tensor) or self.views.x is None
-        order = torch.randperm(len(self.views), generator=self.generator())
+        n = len(self.views)
+        order = torch.randperm(n, generator=self.generator()) if self.shuffle else torch.arange(n)
         order = order.to(self.views.device) if held else order
         rank, world = rank_and_world()
         starts = [0, *itertools.accumulate(self.sizes)]
@@ -76,7 +81,7 @@ class Train(L.LightningModule):
         detector: it, or the backbone: whatever has a `recipe` and a `loss(views, generator)`.
         checkpoint: where to keep the state every `checkpoint_seconds`; written whole or not at all. A module with
             `snapshots` has as many states of its weights kept beside it, in snapshots/, evenly over the epochs.
-        on_epoch: called after each epoch with the losses so far.
+        on_epoch: called after each epoch with the losses so far, on training rows and on held-out ones.
     """
 
     def __init__(
@@ -87,14 +92,20 @@ class Train(L.LightningModule):
         checkpoint: Path,
         checkpoint_seconds: float = 10.0,
         max_epochs: int | None = None,
-        on_epoch: Callable[[list[float]], None] = lambda losses: None,
+        on_epoch: Told = lambda losses, validation: None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # halves Lightning's own cost per step
         self.detector: Any = detector  # some hooks are optional
         self.seed, self.on_epoch = seed, on_epoch
         self.recipe: Recipe = self.detector.recipe
-        self.batches = Batches(views, self.recipe.batch_size, self.recipe.drop_last, self._order, self.recipe.fewest)
+        self.validation = None
+        if self.recipe.validation and len(views) > 1:
+            kept, validating = held_out(len(views), self.recipe.validation, seed)
+            self.validation, views = Validation(views[validating], self.recipe.patience), views[kept]
+        self.batches = Batches(
+            views, self.recipe.batch_size, self.recipe.drop_last, self._order, self.recipe.fewest, self.recipe.shuffle
+        )
         wanted = self.recipe.epochs_of(len(self.batches))
         self.epochs = min(wanted, max_epochs or wanted)
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
@@ -114,7 +125,9 @@ class Train(L.LightningModule):
         return batch  # the views are there already
 
     def on_fit_start(self) -> None:
-        self.batches.views = self.batches.views.map(lambda t: t.to(self.device))
+        for rows in (self.batches, self.validation):
+            if rows is not None:
+                rows.views = rows.views.map(lambda t: t.to(self.device))
         for average in self._average:
             average.to(self.device)
         # one process without a gradient scaler needs none of Lightning's wrapping: a tenth of a small network's step
@@ -155,12 +168,13 @@ class Train(L.LightningModule):
                 "or look for extreme values in the data"
             )
         self.losses.append(loss)
-        self.on_epoch(self.losses)
+        enough = self.validation is not None and self.validation.stops(self.detector)
+        self.on_epoch(self.losses, self.validation_losses)
         if self.current_epoch in self.snapshot_epochs and self.trainer.is_global_zero:
             with store.whole(self.checkpoint.parent / "snapshots" / f"{self.current_epoch + 1:05d}.ckpt") as temporary:
                 torch.save((self._average[0].module if self._average else self.detector).state_dict(), temporary)
         stop = getattr(self.detector, "stop", None)
-        if stop is not None and stop(self.losses):
+        if enough or (stop is not None and stop(self.losses)):
             self.trainer.should_stop = True
         since = mean_over_ranks(torch.tensor(time.monotonic() - self._saved, device=self.device))
         # one answer for all ranks, as saving is a collective; a last state would be resumed beyond the stop
@@ -179,15 +193,26 @@ class Train(L.LightningModule):
     def on_train_end(self) -> None:
         for average in self._average:
             self.detector.load_state_dict(average.module.state_dict())
+        if self.validation is not None:
+            self.validation.keep_best(self.detector)
+
+    @property
+    def validation_losses(self) -> list[float]:
+        """Loss of every epoch on the held-out rows; [] where there are none."""
+        return [] if self.validation is None else self.validation.losses
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["losses"] = self.losses
         checkpoint["average"] = [average.state_dict() for average in self._average]
+        if self.validation is not None:
+            checkpoint["validation"] = self.validation.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.losses = list(checkpoint["losses"])
         for average, state in zip(self._average, checkpoint["average"]):
             average.load_state_dict(state)
+        if self.validation is not None:
+            self.validation.load(checkpoint["validation"])
 
     def _order(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from outlie.data.split import Rows, Split
 from outlie.detectors.base import Detector, Spec, Views
 from outlie.gather import gather_shares, rank_and_world, share
-from outlie.lightning import Bar, Extract, Train, make_trainer
+from outlie.lightning import Bar, Extract, Told, Train, make_trainer
 from outlie.log import log
 from outlie.results import store
 from outlie.results.checkpoint import load_state
@@ -67,7 +67,7 @@ def extract(backbone: nn.Module, rows: Rows, options: Options, folder: Path) -> 
     return views
 
 
-def spec_of(views: Views, seed: int, backbone: nn.Module) -> Spec:
+def spec_of(views: Views, seed: int, backbone: nn.Module, blocks: tuple[tuple[str, int], ...] = ()) -> Spec:
     """Sizes for `Detector.setup`."""
     shapes = {
         name: tuple(t.shape[1:])
@@ -75,7 +75,7 @@ def spec_of(views: Views, seed: int, backbone: nn.Module) -> Spec:
         if (t := getattr(views, name)) is not None
     }
     classes = None if views.logits is None else views.logits.shape[1]
-    return Spec(shapes, seed, classes, getattr(backbone, "head", None), backbone)
+    return Spec(shapes, seed, classes, getattr(backbone, "head", None), backbone, blocks)
 
 
 @contextlib.contextmanager
@@ -96,8 +96,8 @@ def threads(flops: float) -> Iterator[None]:
 def step_flops(module: Any, views: Views) -> float:
     """About the operations of a training step, forward and backward."""
     rows = module.recipe.batch_size
-    if isinstance(module, Detector):  # on rows: each weight is used once
-        return 6.0 * sum(p.numel() for p in module.parameters()) * rows
+    if isinstance(module, Detector):  # on rows: each weight is used once, or once a sample
+        return 6.0 * sum(p.numel() for p in module.parameters()) * rows * getattr(module, "samples", 1)
     with FlopCounterMode(display=False) as counter:  # on images: at every pixel
         module.eval()(views.x[torch.arange(1)])
     module.train()
@@ -111,28 +111,28 @@ def train(
     options: Options,
     folder: Path,
     bar: str = "",
-    on_epoch: Callable[[list[float]], None] = lambda losses: None,
+    on_epoch: Told = lambda losses, validation: None,
 ) -> dict[str, Any]:
     """Train the loss of a detector or a backbone, or go on with the state that a killed training left in `folder`.
 
     Args:
         bar: title of a progress bar; empty = none.
-        on_epoch: called after each epoch with the losses so far.
+        on_epoch: called after each epoch with the losses so far, on training rows and on held-out ones.
 
     Returns:
-        losses (one an epoch), train_s (wall) and train_cpu_s of this process.
+        losses and validation_losses (one an epoch), train_s (wall) and train_cpu_s of this process.
     """
     state = folder / "training.ckpt"
     folder.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
     said = time.monotonic()
 
-    def told(losses: list[float]) -> None:
+    def told(losses: list[float], validation: list[float]) -> None:
         nonlocal said
         if not bar and time.monotonic() - said > QUIET_SECONDS:
             log.info("          epoch %d of %d, loss %.4g", len(losses), loop.epochs, losses[-1])
             said = time.monotonic()
-        on_epoch(losses)
+        on_epoch(losses, validation)
 
     loop = Train(module, views, seed, state, options.checkpoint_seconds, options.max_epochs, told)
     if options.compile:
@@ -142,6 +142,8 @@ def train(
     module.train()
     if state.exists():
         load_state(state)  # a broken one is said before Lightning meets it
+    elif hasattr(module, "prepare"):
+        module.prepare(views)
     try:
         with threads(step_flops(module, views)):
             trainer.fit(loop, ckpt_path=state if state.exists() else None, weights_only=True)
@@ -150,6 +152,7 @@ def train(
     module.eval()
     return {
         "losses": loop.losses,
+        "validation_losses": loop.validation_losses,
         "train_s": time.perf_counter() - wall,
         "train_cpu_s": time.process_time() - cpu,
     }
@@ -162,7 +165,7 @@ def trained(
     options: Options,
     folder: Path,
     bar: str,
-    on_epoch: Callable[[list[float]], None],
+    on_epoch: Told,
     force: bool,
 ) -> dict[str, Any]:
     """`train`, unless `folder` holds the weights of the same training already; returns what the training cost then."""
@@ -176,8 +179,9 @@ def trained(
         saved = load_state(weights)
         module.load_state_dict(saved["detector"])
         module.eval()
-        for epoch in range(len(saved["spent"]["losses"])):
-            on_epoch(saved["spent"]["losses"][: epoch + 1])
+        losses, validation = saved["spent"]["losses"], saved["spent"].get("validation_losses", [])
+        for epoch in range(1, len(losses) + 1):
+            on_epoch(losses[:epoch], validation[:epoch])
         return saved["spent"]
     if rank > 0:
         return train(module, views, seed, options, folder)

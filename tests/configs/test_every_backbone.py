@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from outlie import catalog, signatures
+from outlie import catalog, checks, signatures
 from outlie.backbones.classifier import Classifier
 from outlie.backbones.training import ClassifierRecipe
 from outlie.build import build
@@ -17,7 +17,7 @@ from outlie.errors import UserError
 
 WHERE = catalog.roots()
 NAMES = sorted(catalog.choices("backbone", WHERE))
-CLASSIFIERS = [name for name in NAMES if name not in ("identity", "timm")]
+CLASSIFIERS = [name for name in NAMES if name not in ("identity", "pixels", "timm")]
 HAS_TIMM = importlib.util.find_spec("timm") is not None
 CLASSES = 3
 SIDES = {"vit_b16": 32}  # four of its patches; the others take 16 pixels
@@ -141,6 +141,22 @@ def test_identity_is_for_everything_and_never_trained():
     assert backbone(split.train.x).features.shape == (6, 3 * 16 * 16)
 
 
+def test_pixels_are_for_images_and_never_trained():
+    backbone, split = built("pixels"), images("pixels")
+    backbone.setup(split)
+    assert not getattr(backbone, "trained", False) and not backbone.state_dict()
+    views = backbone(split.train.x)
+    torch.testing.assert_close(views.x.double(), split.train.x.double() / 255, rtol=1e-7, atol=0)
+    assert views.x.dtype == torch.float32 and views.features is None and views.logits is None
+    with pytest.raises(UserError, match="backbone pixels takes images"):
+        backbone.setup(split_of(torch.randn(12, 5)))
+
+
+@pytest.mark.parametrize("needs", [("x",), ("features",), ("x", "features")])
+def test_identity_is_suggested_first(needs):
+    assert checks.providers(needs, WHERE)[0] == "identity"
+
+
 def test_timm_or_how_to_get_it():
     split = images("timm")
     if HAS_TIMM:
@@ -152,5 +168,5 @@ def test_timm_or_how_to_get_it():
 
 
 def test_nothing_is_left_out():
-    assert {*CLASSIFIERS, "identity", "timm"} == set(NAMES)
+    assert {*CLASSIFIERS, "identity", "pixels", "timm"} == set(NAMES)
     assert {"mlp", "resnet18", "vit_b16", "wide_resnet", "resnet18/collapse"} <= set(CLASSIFIERS)

@@ -10,6 +10,7 @@ from torch import nn
 from outlie import cell, stages
 from outlie.backbones.identity import Identity
 from outlie.backbones.mlp import MLP
+from outlie.backbones.pixels import Pixels
 from outlie.backbones.resnet import ResNet
 from outlie.build import build
 from outlie.data.split import Rows, Split
@@ -173,6 +174,58 @@ def test_a_detector_on_rows_is_refused_on_images(classifier, split, monkeypatch)
     classifier._views.clear()
     with pytest.raises(UserError, match=r"watching works on rows, and the input of backbone mlp is 6 x 1 x 1; back"):
         cell.fitted(CFG, OnRows(), classifier)
+
+
+class OnImages(Watching):
+    needs = ("x",)
+    images = True
+
+    def score(self, views: Views) -> torch.Tensor:
+        return views.x.flatten(1).mean(1)
+
+
+def test_a_detector_of_images_gets_them_as_they_are(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+
+    def images(n: int) -> Rows:
+        return Rows(torch.randint(0, 256, (n, 3, 4, 5), dtype=torch.uint8, generator=generator), torch.arange(n))
+
+    split = Split("ood", images(8), {"test": images(4)}, None, torch.zeros(3, 1, 1), torch.ones(3, 1, 1), "hash")
+    ground = cell.Ground(split, Pixels(), OPTIONS, tmp_path / "run", tmp_path / "views")
+    detector = OnImages()
+    spec, _ = cell.fitted(CFG, detector, ground)
+    assert spec.shapes == {"x": (3, 4, 5)} and spec.blocks == ()
+    np.testing.assert_array_equal(detector.fitted_on.x, (split.train.x / 255).numpy())
+    expected = split.tests["test"].x.numpy().mean((1, 2, 3)) / 255
+    np.testing.assert_allclose(cell.scored(detector, ground)[0]["test"][2], expected, rtol=1e-5)
+    detector.images = False
+    with pytest.raises(UserError, match=r"watching works on rows, and the input of backbone mlp is 3 x 4 x 5"):
+        cell.fitted(CFG, detector, ground)
+
+
+def test_gaps_are_for_detectors_that_take_them(ground, split):
+    split.tests["far"].x[1, 2:4] = split.train.x[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"^watching takes no gaps, and 3 values .*=mean or =median .* detector=miwae"):
+        cell.fitted(CFG, Watching(), ground)
+    detector = Watching()
+    detector.gaps = True  # of this one: as an option may say
+    assert not Watching.gaps
+    cell.fitted(CFG, detector, ground)
+    assert int(detector.fitted_on.features.isnan().sum()) == 1
+
+
+def test_a_network_takes_no_gaps(classifier, split):
+    split.tests["far"].x[1, 2] = float("nan")
+    detector = Watching()
+    detector.gaps = True
+    with pytest.raises(UserError, match=r"^backbone mlp takes no gaps, and 1 values .*=median .*backbone=identity det"):
+        cell.fitted(CFG, detector, classifier)
+
+
+def test_the_kinds_of_columns_are_told_where_the_columns_are_the_tables(ground, classifier, split):
+    split.blocks = (("number", 4), ("levels", 2))
+    assert ground.spec(("features",), 0).blocks == split.blocks
+    assert classifier.spec(("features",), 0).blocks == classifier.spec(("x", "network"), 0).blocks == ()
 
 
 def test_a_pass_is_what_the_views_of_all_rows_are(classifier, split):

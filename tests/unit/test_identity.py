@@ -29,6 +29,17 @@ def test_views_are_scikit_learns_standardisation():
     np.testing.assert_allclose(backbone(torch.as_tensor(train)).x.std(0, correction=0), [1, 1, 0], atol=1e-12)
 
 
+def test_gaps_are_passed_on():
+    train = np.random.default_rng(0).normal(5, 3, (50, 3))
+    backbone = Identity()
+    backbone.setup(split_of(train))
+    test = train[:4].copy()
+    test[[0, 2], [1, 2]] = np.nan
+    expected = StandardScaler().fit(train).transform(test)
+    np.testing.assert_allclose(backbone(torch.as_tensor(test)).x, expected, rtol=1e-12, equal_nan=True)
+    assert int(backbone(torch.as_tensor(test)).x.isnan().sum()) == 2
+
+
 def test_small_integers_do_not_overflow():
     train = np.array([[0, 255], [200, 10], [100, 100]], dtype=np.uint8)
     backbone = Identity()

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import torch
 
@@ -67,6 +69,37 @@ def test_row_hashes_tell_rows_apart_as_unique_does():
     assert len(np.unique(row_hashes(rows(x)))) == len(np.unique(x, axis=0))
     grid = np.stack(np.meshgrid(np.arange(300.0), np.arange(300.0)), -1).reshape(-1, 2)
     assert len(np.unique(row_hashes(rows(grid)))) == 90_000
+
+
+def with_gaps(x: np.ndarray, share: float = 0.4) -> np.ndarray:
+    return np.where(np.random.RandomState(5).rand(*x.shape) < share, np.nan, x)
+
+
+def test_rows_with_the_same_gaps_are_the_same():
+    x = with_gaps(np.random.RandomState(1).randint(0, 3, (5000, 4)).astype(float))
+    as_text = {tuple(map(str, row)) for row in x.tolist()}
+    assert len(np.unique(row_hashes(rows(x)))) == len(as_text)
+    other_bits = np.array([[0x7FF8 << 48], [0xFFF8 << 48], [(0x7FF8 << 48) + 1]], np.uint64).view(np.float64)
+    assert np.isnan(other_bits).all() and len(set(row_hashes(rows(other_bits)))) == 1
+    assert row_hashes(rows(np.array([[np.nan]])))[0] not in row_hashes(rows(np.array([[0.0], [1.0], [np.inf]])))
+
+
+def test_gaps_are_no_values():
+    train, test = with_gaps(TRAIN), with_gaps(TEST)
+    train[:, 2] = np.where(np.arange(50) % 3, np.nan, 7)
+    train[:, 3] = np.nan  # nothing is known of it: not constant
+    test[:, 1] = np.where(np.arange(20) < 8, 3 - 2 * MIXED, np.nan)
+    test[:, 0] = np.where(np.arange(20) < 2, 3 - 2 * MIXED, np.nan)  # one value of each class shows nothing
+    train[4, 1] = test[4, 1]
+    test[4] = train[4]
+    known = {tuple(map(str, row)) for row in train.tolist()}
+    copies = sum(tuple(map(str, row)) in known for row in test.tolist())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copied, leak, constant = lint(split(train, test, MIXED))
+    assert copied == f"{copies} of 20 test rows ({5 * copies}.0 %) are exact copies of training rows"
+    assert leak == "c1 is the label in disguise (test): it separates the classes perfectly, drop it"
+    assert constant == "1 of 4 columns are constant in training: c2"
 
 
 def test_minus_zero_is_zero_and_images_are_rows():

@@ -269,6 +269,24 @@ def test_a_trained_model_takes_sizes_and_seed_from_the_checkpoint(tmp_path):
     assert torch.equal(detector.score(x), again.score(x))
 
 
+class Watching(KNN):
+    def setup(self, spec: Spec) -> None:
+        self.spec = spec
+
+
+def test_the_kinds_of_columns_come_back_and_older_checkpoints_have_none(tmp_path):
+    path, blocks = tmp_path / "model.ckpt", (("number", 2), ("boolean", 1), ("levels", 4))
+    checkpoint.save_model(path, Identity(), Watching(), Spec({"x": (7,)}, blocks=blocks), ())
+    again = Watching()
+    checkpoint.load_model(path, Identity(), again)
+    assert again.spec.blocks == blocks
+    content = torch.load(path, weights_only=True)
+    del content["blocks"]
+    torch.save(content, path)
+    checkpoint.load_model(path, Identity(), again)
+    assert again.spec.blocks == ()
+
+
 def test_a_truncated_or_missing_checkpoint_is_told(tmp_path):
     path = tmp_path / "model.ckpt"
     saved_model(path)

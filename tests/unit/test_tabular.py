@@ -1,5 +1,7 @@
 """The user's own files: what is handled, what is refused, and in which words."""
 
+import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,8 @@ def test_nan_is_refused_with_columns_counts_and_option(tmp_path):
     path = csv(tmp_path, frame(b=with_holes(RNG.randn(N), 3, 4)))
     with pytest.raises(UserError, match=r"missing values \(NaN\) in b \(2\).*dataset.missing=mean.*leaves 2 rows out"):
         load(path)
+    with pytest.raises(UserError, match=r"dataset.missing=keep leaves gaps to a detector that takes them, such as"):
+        load(path)
 
 
 @pytest.mark.parametrize("word", ["NaN", "?", "NA", ""])
@@ -106,6 +110,126 @@ def test_a_column_without_a_value_in_training(tmp_path):
     b = [1.0 if y else None for y in Y]
     with pytest.raises(UserError, match=r"without a value in training: b"):
         load(csv(tmp_path, frame(b=b)), missing="mean")
+
+
+def parts(split) -> list:
+    return [split.train, split.calibration, *split.tests.values()]
+
+
+@pytest.fixture
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "npz"])
+@pytest.mark.usefixtures("no_warnings")
+def test_gaps_that_are_kept(tmp_path, ending):
+    x = np.random.RandomState(3).randn(N, 3) * [1, 20, 300] + [0, 5, -7]
+    x[np.random.RandomState(4).rand(N, 3) < 0.3] = np.nan
+    x[:5] = np.nan
+    path = tmp_path / f"data.{ending}"
+    table = pl.DataFrame(x, schema=list("abc"), nan_to_null=True).with_columns(label=pl.Series(Y))
+    match ending:
+        case "csv":
+            table.write_csv(path)
+        case "parquet":
+            table.write_parquet(path)
+        case _:
+            np.savez(path, X=x, label=Y)
+    split = load(path, missing="keep")
+    for rows in parts(split):
+        np.testing.assert_array_equal(rows.x.numpy(), x[rows.index.numpy()])  # NaN where it was NaN
+    assert sorted(np.concatenate([rows.index for rows in parts(split)])) == list(range(N))
+    train = x[split.train.index.numpy()]
+    np.testing.assert_allclose(split.mean, np.nanmean(train, 0), rtol=1e-12)
+    np.testing.assert_allclose(split.scale, np.nanstd(train, 0), rtol=1e-12)
+    missing, empty = int(np.isnan(x).sum()), int(np.isnan(x).all(1).sum())
+    assert f"{missing} missing values ({100 * missing / x.size:.1f} %) in 3 columns are kept as gaps" in split.findings
+    assert f"{empty} of 100 rows have no value at all, and are kept" in split.findings
+    assert split.data_sha256 == load(path, missing="mean").data_sha256
+
+
+def test_keep_changes_nothing_where_nothing_is_missing(tmp_path):
+    table = frame(city=["Paris", "Rome"] * (N // 2))
+    splits = [load(csv(tmp_path, table), missing=how, categorical="one_hot") for how in ("error", "keep")]
+    for first, second in zip(*map(parts, splits), strict=True):
+        np.testing.assert_array_equal(first.x, second.x)
+    assert splits[0].findings == splits[1].findings == []
+    assert splits[0].data_sha256 == splits[1].data_sha256
+
+
+def test_the_hash_is_of_the_values_and_labels(tmp_path):
+    split = load(csv(tmp_path, table := frame()), missing="keep")
+    said = hashlib.sha256(b"<f8(100, 2);" + np.ascontiguousarray(table.select("a", "b").to_numpy()).tobytes())
+    said.update(b"<i8(100,);" + Y.astype("<i8").tobytes())
+    assert split.data_sha256 == said.hexdigest()
+
+
+@pytest.mark.usefixtures("no_warnings")
+def test_columns_of_which_nothing_is_known_are_kept(tmp_path):
+    anomalous = [5.0 if y else None for y in Y]
+    words = ["new" if y else None for y in Y]
+    table = frame(b=[None] * N, c=anomalous, word=words)
+    split = load(csv(tmp_path, table), missing="keep", categorical="one_hot")
+    assert split.columns == ("a", "b", "c")  # a text without a level has no columns
+    assert split.mean[1:].tolist() == [0, 0] and split.scale[1:].tolist() == [1, 1]
+    for rows in parts(split):
+        assert rows.x[:, 1].isnan().all()
+        np.testing.assert_array_equal(rows.x[:, 2], [5.0 if y else np.nan for y in rows.label])
+    for name in ("b", "c", "word"):
+        assert f"column {name} has no value in training rows: nothing is learnt about it" in split.findings
+    assert not any("constant" in finding for finding in split.findings)
+
+
+def test_a_missing_text_is_a_gap_in_all_its_levels(tmp_path):
+    city = np.where(Y == 1, "Atlantis", np.where(np.arange(N) % 2, "Paris", "Rome")).astype(object)
+    city[::3] = None
+    path = csv(tmp_path, frame(city=city.tolist()))
+    split = load(path, missing="keep", categorical="one_hot")
+    assert split.columns == ("a", "b", "city=Paris", "city=Rome")
+    levels = {None: [np.nan, np.nan], "Paris": [1, 0], "Rome": [0, 1], "Atlantis": [0, 0]}  # never seen: all zeros
+    seen = set()
+    for rows in parts(split):
+        words = city[rows.index.numpy()]
+        np.testing.assert_array_equal(rows.x[:, 2:], [levels[word] for word in words])
+        seen |= set(words)
+    assert seen == set(levels)
+    words = [word for word in city[split.train.index.numpy()] if word is not None]
+    share = np.mean([word == "Paris" for word in words])
+    np.testing.assert_allclose(split.mean[2:], [share, 1 - share], rtol=1e-12)
+    np.testing.assert_allclose(split.scale[2:], [np.sqrt(share * (1 - share))] * 2, rtol=1e-12)
+    assert "34 missing values (11.3 %) in 1 columns are kept as gaps" in split.findings
+    filled = load(path, missing="mean", categorical="one_hot")
+    assert not any(rows.x.isnan().any() for rows in parts(filled))
+
+
+@pytest.mark.parametrize("protocol", ["dte_semi", "dte_unsup", "dte_semi_noleak"])
+def test_the_published_protocols_do_not_fill_what_is_kept(tmp_path, protocol):
+    b = with_holes(RNG.randn(N), *range(0, N, 3))
+    split = load(csv(tmp_path, frame(b=b)), missing="keep", protocol=protocol)
+    for rows in (split.train, split.tests["test"]):
+        np.testing.assert_array_equal(rows.x[:, 1].isnan(), rows.index % 3 == 0)
+    assert not any("column means" in finding for finding in split.findings)
+
+
+def test_kinds_of_columns(tmp_path):
+    flags, words = RNG.rand(N) < 0.5, RNG.choice(["x", "y", "z"], N)
+    table = pl.DataFrame({"w": words, "a": RNG.randn(N), "b": flags, "c": ~flags, "d": np.arange(N), "e": RNG.randn(N),
+                          "v": np.where(flags, "p", "q"), "f": flags, "id": words, "label": Y})  # fmt: skip
+    table = table.with_columns(f=pl.when(pl.col("d") % 5 == 0).then(None).otherwise(pl.col("f")))
+    table.write_csv(tmp_path / "data.csv")
+    table.write_parquet(tmp_path / "data.parquet")
+    expected = (("number", 1), ("boolean", 2), ("number", 2), ("boolean", 1))
+    for ending in ("csv", "parquet"):
+        split = load(tmp_path / f"data.{ending}", missing="keep", categorical="one_hot", drop=["id"])
+        assert split.columns[:6] == ("a", "b", "c", "d", "e", "f")
+        assert split.blocks == (*expected, ("levels", 3), ("levels", 2))  # of w, then of v
+        assert sum(width for _, width in split.blocks) == split.train.x.shape[1] == len(split.columns)
+        assert load(tmp_path / f"data.{ending}", missing="mean", categorical="drop").blocks == expected
+    np.savez(tmp_path / "data.npz", X=RNG.randn(N, 3), label=Y)
+    assert load(tmp_path / "data.npz").blocks == (("number", 3),)
 
 
 def test_text_columns(tmp_path):

@@ -147,8 +147,9 @@ def compute(
     split = cell.load(cfg["dataset"], cfg["choices"]["dataset"], cfg["seed"], allow)
     part = cfg["dataset"].get("part")  # one file of several: a published cell is the mean of all of them
 
-    def log_epoch(losses: list[float]) -> None:
-        trackers.log(len(losses) - 1, {"train_loss": losses[-1]})
+    def log_epoch(losses: list[float], validation: list[float]) -> None:
+        held_out = {"validation_loss": validation[-1]} if validation else {}
+        trackers.log(len(losses) - 1, {"train_loss": losses[-1], **held_out})
 
     backbone, trained = cell.ready_backbone(cfg, split, options, log_epoch)
     ground = cell.Ground(split, backbone, options, folder, Path(cfg["output_dir"]) / "views")
@@ -188,8 +189,9 @@ def compute(
         with stages.threads(0):  # batch 1 on one thread: what a row costs a core
             result["latency"] = latency.measure(backbone, detector, rows, ground.device, metrics.latency_seconds)
     losses = spent.pop("losses", None) or trained.get("losses", [])
+    validation = spent.pop("validation_losses", [])
     result["cost"] = {
-        **{f"backbone_{name}": value for name, value in trained.items() if name != "losses"},
+        **{f"backbone_{name}": value for name, value in trained.items() if not name.endswith("losses")},
         **spent,
         **scoring,
         **cost.stored(detector, *([backbone] if trained else [])),
@@ -200,7 +202,7 @@ def compute(
     checkpoint.save_model(
         folder / "model.ckpt", backbone, detector, spec, split.columns, tuple(split.train.x.shape[1:])
     )
-    store.write_curve(folder / "metrics.csv", losses)
+    store.write_curve(folder / "metrics.csv", losses, validation)
     if has_network:
         for path in classified.pictures(ground, curve, getattr(detector, "chosen_d", None), folder):
             trackers.image(path.stem, path)

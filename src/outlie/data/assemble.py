@@ -19,6 +19,7 @@ def assemble(
     columns: Sequence[str] = (),
     index: np.ndarray | None = None,
     findings: Sequence[str] = (),
+    keep_gaps: bool = False,
 ) -> Split:
     """The Split of (n, D) raw float64 rows; mean and scale are those of `parts.scaled_on`.
 
@@ -29,11 +30,12 @@ def assemble(
         y: (n,) 1 = anomaly, None = unknown.
         index: (n,) row numbers in the source; None = 0 to n - 1.
         findings: What the loader found; the lints' findings follow.
+        keep_gaps: NaN stay, mean and scale are those of the values that are there.
     """
     mean, scale = standardisation(x[parts.scaled_on])
     index = np.arange(len(x)) if index is None else index
     findings = list(findings)
-    if missing := int(np.isnan(x).sum()):
+    if missing := 0 if keep_gaps else int(np.isnan(x).sum()):
         findings.append(f"{missing} missing values became column means, as the DTE protocol does")
 
     def rows(where: np.ndarray) -> Rows:

@@ -1,6 +1,7 @@
-"""Numbers from a frame: text and missing values, refused or handled; what is fitted is fitted on training rows."""
+"""Numbers from a frame: text and missing values, refused, handled or kept; what is fitted, is on training rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 from outlie.data.arrays import count_by_column
 from outlie.errors import UserError
 
-Missing = Literal["error", "mean", "median", "drop_rows"]
+Missing = Literal["error", "mean", "median", "drop_rows", "keep"]
 Categorical = Literal["error", "one_hot", "drop"]
 MAX_LEVELS = 256  # more distinct texts are names or ids, not categories
 
@@ -50,20 +51,36 @@ def missing_cells(x: np.ndarray, texts: Sequence[pl.Series]) -> np.ndarray:
 
 
 def check_missing(missing_ND: np.ndarray, columns: Sequence[str], missing: Missing) -> None:
-    """UserError for a column without any value, and for any missing value under `error`."""
+    """UserError for a column without any value, and for any missing value under `error`; `keep` takes everything."""
+    if missing == "keep":
+        return
     if empty := [columns[int(j)] for j in np.flatnonzero(missing_ND.all(0))]:
         raise UserError(f"columns without any value: {', '.join(empty)}; leave them out: {drop_option(empty)}")
     if missing == "error" and missing_ND.any():
         raise UserError(
             f"missing values (NaN) in {count_by_column(missing_ND, columns)}: dataset.missing=mean or =median fills "
-            f"them from training rows, dataset.missing=drop_rows leaves {int(missing_ND.any(1).sum())} rows out"
+            f"them from training rows, dataset.missing=drop_rows leaves {int(missing_ND.any(1).sum())} rows out, "
+            "dataset.missing=keep leaves gaps to a detector that takes them, such as miwae"
         )
 
 
+def gap_findings(missing_ND: np.ndarray, columns: Sequence[str], train: np.ndarray) -> list[str]:
+    """What a user who keeps missing values as gaps should know about them, rows `train` being those learnt from."""
+    if not (count := int(missing_ND.sum())):
+        return []
+    share, where = 100 * count / missing_ND.size, int(missing_ND.any(0).sum())
+    findings = [f"{count} missing values ({share:.1f} %) in {where} columns are kept as gaps"]
+    if empty_rows := int(missing_ND.all(1).sum()):
+        findings.append(f"{empty_rows} of {len(missing_ND)} rows have no value at all, and are kept")
+    for j in np.flatnonzero(missing_ND[train].all(0)):
+        findings.append(f"column {columns[int(j)]} has no value in training rows: nothing is learnt about it")
+    return findings
+
+
 def impute(x: np.ndarray, fitted_on: np.ndarray, columns: Sequence[str], missing: Missing) -> np.ndarray:
-    """NaN -> mean or median of the column over the rows `fitted_on`; (n, D) -> (n, D)."""
+    """NaN -> mean or median of the column over the rows `fitted_on`, or NaN under `keep`; (n, D) -> (n, D)."""
     bad = np.isnan(x)
-    if not bad.any():
+    if missing == "keep" or not bad.any():
         return x
     if empty := [columns[int(j)] for j in np.flatnonzero(bad[fitted_on].all(0))]:
         raise UserError(
@@ -73,9 +90,14 @@ def impute(x: np.ndarray, fitted_on: np.ndarray, columns: Sequence[str], missing
     return np.where(bad, fill, x)
 
 
-def one_hot(texts: Sequence[pl.Series], n: int, fitted_on: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """(n, L) indicators of the levels seen in `fitted_on`, and their names; a new or missing level is all zeros."""
-    blocks, names = [np.empty((n, 0))], []
+def one_hot(
+    texts: Sequence[pl.Series], n: int, fitted_on: np.ndarray, missing: Missing
+) -> tuple[np.ndarray, list[str], list[int]]:
+    """(n, L) indicators of the levels seen in `fitted_on`, their names, and how many each text has.
+
+    A new level is all zeros, and so is a missing text; under `keep` a missing text is NaN.
+    """
+    blocks, names, widths = [np.empty((n, 0))], [], []
     for column in texts:
         levels = column.gather(fitted_on).drop_nulls().unique().sort()
         if len(levels) > MAX_LEVELS:
@@ -83,9 +105,22 @@ def one_hot(texts: Sequence[pl.Series], n: int, fitted_on: np.ndarray) -> tuple[
                 f"column {column.name} has {len(levels)} different texts, at most {MAX_LEVELS} are encoded: it looks "
                 f"like a name or an id; leave it out: {drop_option([column.name])}"
             )
-        blocks.append(column.fill_null("").to_numpy()[:, None] == levels.to_numpy()[None, :])
+        block = (column.fill_null("").to_numpy()[:, None] == levels.to_numpy()[None, :]).astype(np.float64)
+        if missing == "keep":
+            block[column.is_null().to_numpy()] = np.nan
+        blocks.append(block)
         names += [f"{column.name}={level}" for level in levels]
-    return np.hstack(blocks).astype(np.float64), names
+        widths.append(len(levels))
+    return np.hstack(blocks), names, widths
+
+
+def column_kinds(
+    numbers: Sequence[str], types: Mapping[str, pl.DataType], levels: Sequence[int]
+) -> tuple[tuple[str, int], ...]:
+    """Runs of columns of one kind, in order: numbers and booleans as they come, then the levels of each text."""
+    kinds = ["boolean" if types[name] == pl.Boolean else "number" for name in numbers]
+    runs = [(kind, len(list(run))) for kind, run in groupby(kinds)]
+    return (*runs, *(("levels", width) for width in levels if width))
 
 
 def drop_option(columns: Sequence[str]) -> str:

@@ -26,11 +26,16 @@ def lint(split: Split) -> list[str]:
 
 
 def row_hashes(rows: Rows) -> np.ndarray:
-    """(n,) uint64: equal rows have equal hashes, different rows different ones (but for a chance of n^2 / 2^64)."""
+    """(n,) uint64: equal rows have equal hashes, different rows different ones (but for a chance of n^2 / 2^64).
+
+    A gap (NaN) equals a gap, and no number.
+    """
     x = _table(rows.x)
     hashes = np.zeros(len(x), np.uint64)
     for column in x.T:  # over columns, not rows; + 0.0 makes -0.0 and 0.0 equal
-        hashes = mix(hashes * np.uint64(0x9E3779B97F4A7C15) + mix((column.astype(np.float64) + 0.0).view(np.uint64)))
+        values = column.astype(np.float64) + 0.0
+        values[np.isnan(values)] = np.nan  # NaN has many bit patterns
+        hashes = mix(hashes * np.uint64(0x9E3779B97F4A7C15) + mix(values.view(np.uint64)))
     return hashes
 
 
@@ -73,23 +78,30 @@ def _measured_together(tests: dict[str, Rows]) -> set[str]:
 
 
 def _label_leak(rows: Rows, name: str, columns: tuple[str, ...]) -> list[str]:
-    """A column that has one value on all anomalies and another one on all normal rows is the label."""
+    """A column that has one value on all anomalies and another one on all normal rows, gaps apart, is the label."""
     if rows.label is None or rows.label.min() == rows.label.max():
         return []
     x, is_anomaly = _table(rows.x), rows.label.cpu().numpy() == 1
-    normal, anomaly = x[~is_anomaly], x[is_anomaly]
-    same = (normal == normal[0]).all(0) & (anomaly == anomaly[0]).all(0) & (normal[0] != anomaly[0])
-    if min(len(normal), len(anomaly)) < 2 or not same.any():
+    (normal, normal_value), (anomaly, anomaly_value) = _one_value(x[~is_anomaly]), _one_value(x[is_anomaly])
+    same = normal & anomaly & (normal_value != anomaly_value)
+    if not same.any():
         return []
     return [f"{_names(same, columns)} is the label in disguise ({name}): it separates the classes perfectly, drop it"]
 
 
 def _constant(split: Split) -> list[str]:
     x = _table(split.train.x)
-    same = (x == x[0]).all(0)
+    same, _ = _one_value(x, at_least=1)
     if not same.any():
         return []
     return [f"{int(same.sum())} of {len(same)} columns are constant in training: {_names(same, split.columns)}"]
+
+
+def _one_value(x: np.ndarray, at_least: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """(D,) columns of (n, D) with `at_least` values, all equal, gaps left out; and (D,) that value."""
+    low, high = np.fmin.reduce(x, 0), np.fmax.reduce(x, 0)  # NaN where there is none
+    enough = len(x) - (np.isnan(x).sum(0) if x.dtype.kind == "f" else 0) >= at_least
+    return (low == high) & enough, low
 
 
 def _names(which: np.ndarray, columns: tuple[str, ...]) -> str:

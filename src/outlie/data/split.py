@@ -9,8 +9,9 @@ from torch import Tensor
 
 @dataclass
 class Rows:
-    """n samples; `x` is (n, D) float64 for tables, without NaN or Inf, and (n, C, H, W) uint8 for images.
+    """n samples; `x` is (n, D) float64 for tables, without Inf, and (n, C, H, W) uint8 for images.
 
+    A table has NaN only where the user kept its gaps (dataset.missing=keep).
     Nothing is standardised yet. Large image sets have `outlie.data.image_files.ImageFiles` in place of a tensor: it has
     a shape and a length, and decodes the files that it is indexed with.
     """
@@ -39,3 +40,5 @@ class Split:
     findings: list[str] = field(default_factory=list)  # lints, one sentence each
     classes: tuple[str, ...] = ()  # name of each class label
     protocols: dict[str, str] = field(default_factory=dict)  # test set -> its own protocol: ood_near, ood_far
+    # kinds of a table's columns, in runs that cover D: ('number', 3), ('boolean', 1), ('levels', 4); () = not known
+    blocks: tuple[tuple[str, int], ...] = ()

@@ -6,7 +6,17 @@ import numpy as np
 
 from outlie.data.arrays import hash_arrays, refuse_infinite, require_file
 from outlie.data.assemble import assemble, cap_finding
-from outlie.data.encode import Categorical, Missing, check_missing, impute, missing_cells, numbers_and_texts, one_hot
+from outlie.data.encode import (
+    Categorical,
+    Missing,
+    check_missing,
+    column_kinds,
+    gap_findings,
+    impute,
+    missing_cells,
+    numbers_and_texts,
+    one_hot,
+)
 from outlie.data.frames import Format, read_frame, require_columns
 from outlie.data.labels import COLUMN_NAMES, anomaly_labels
 from outlie.data.protocols import Protocol, partition
@@ -23,7 +33,8 @@ class Table:
         positive: Value of the label that means anomaly; null = plain words (1, true, anomaly against 0, false, normal).
         drop: Columns to leave out, such as ids.
         categorical: Text columns: error, one_hot (levels of the training rows) or drop.
-        missing: Missing values: error, mean or median (of the training rows), or drop_rows.
+        missing: Missing values: error, mean or median (of the training rows), drop_rows, or keep: gaps (NaN) stay, for
+            a detector that takes them, such as miwae.
         format: csv, parquet or npz; null = by the file's ending.
         separator: Between the columns of a CSV.
         protocol: How rows are split; split keeps calibration rows, dte_* are those of Livernoche et al. (ICLR 2024).
@@ -78,23 +89,28 @@ class Table:
         x, numbers, texts = numbers_and_texts(features, self.categorical)
         refuse_infinite(x, numbers, str(self.path))
         missing_ND = missing_cells(x, texts)
-        check_missing(missing_ND, [*numbers, *(text.name for text in texts)], self.missing)
+        names = [*numbers, *(text.name for text in texts)]
+        check_missing(missing_ND, names, self.missing)
         index = np.arange(len(frame))
         if self.missing == "drop_rows" and missing_ND.any():
             index = np.flatnonzero(~missing_ND.any(1))
             x, texts, y = x[index], [text.gather(index) for text in texts], None if y is None else y[index]
             findings.append(f"{len(frame) - len(index)} of {len(frame)} rows have missing values and are left out")
-        elif missing_ND.any():
+        elif missing_ND.any() and self.missing != "keep":
             findings.append(f"{int(missing_ND.sum())} missing values are filled from training rows ({self.missing})")
 
         split_options = {"calibration": self.calibration, "test": self.test}
         parts = partition(self.protocol, y, len(index), seed, self.max_rows, self.duplicate_small, **split_options)
         data_sha256 = hash_arrays(x, *(text.fill_null("").to_numpy().astype(str) for text in texts), y)
         x = impute(x, parts.scaled_on, numbers, self.missing)
-        levels, level_names = one_hot(texts, len(x), parts.scaled_on)
+        levels, level_names, widths = one_hot(texts, len(x), parts.scaled_on, self.missing)
         x, columns = np.hstack([x, levels]), [*numbers, *level_names]
+        if keep := self.missing == "keep":
+            findings += gap_findings(missing_ND, names, parts.train)
         findings += cap_finding(parts, len(index))
-        return assemble(self.protocol, x, y, parts, data_sha256, columns, index, findings)
+        split = assemble(self.protocol, x, y, parts, data_sha256, columns, index, findings, keep_gaps=keep)
+        split.blocks = column_kinds(numbers, features.schema, widths)
+        return split
 
 
 def _unlabelled(columns: list[str], drop: list[str]) -> list[str]:

@@ -67,6 +67,7 @@ class Spec:
     classes: int | None = None  # C, number of ID classes
     head: nn.Linear | None = None  # the backbone's linear head: logits = head(features)
     network: nn.Module | None = None  # the backbone itself, for the few that need its gradients or inner maps
+    blocks: tuple[tuple[str, int], ...] = ()  # kinds of the columns (data/split.py); () = not known, or a network's
 
     @property
     def dim(self) -> int:
@@ -96,7 +97,9 @@ class Detector(nn.Module):
     posthoc: ClassVar[bool] = False  # scores a trained classifier: one of `run eval detectors=all`
     paper: ClassVar[str] = ""  # where the method is from
     scoring: ClassVar[tuple[str, ...]] = ()  # options that change the score only: a new value trains nothing
+    images: ClassVar[bool] = False  # takes images as they are, (C, H, W)
     fits_on: str = "train"  # rows that `fit` is given: train, or calibration (held-out in-distribution rows)
+    gaps: bool = False  # takes rows with NaN where a value is missing
 
     def __init__(self) -> None:
         super().__init__()

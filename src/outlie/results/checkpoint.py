@@ -31,6 +31,7 @@ def save_model(
         "seed": spec.seed,
         "classes": spec.classes,
         "columns": list(columns),
+        "blocks": [list(block) for block in spec.blocks],
     }
     with store.whole(path) as temporary:
         torch.save(content, temporary)
@@ -40,7 +41,8 @@ def load_model(path: Path, backbone: nn.Module, detector: Detector) -> tuple[str
     """Fill backbone and detector with a finished run's state; returns the names of its columns."""
     saved = load_backbone(path, backbone)
     shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
-    set_up(detector, Spec(shapes, saved["seed"], saved["classes"], getattr(backbone, "head", None), backbone))
+    blocks = tuple((kind, width) for kind, width in saved.get("blocks", []))  # older checkpoints know none
+    set_up(detector, Spec(shapes, saved["seed"], saved["classes"], getattr(backbone, "head", None), backbone, blocks))
     detector.load_state_dict(saved["detector"])
     detector.eval()
     return tuple(saved["columns"])

@@ -261,7 +261,11 @@ def code_version() -> str:
     return f"{version}+{done.stdout.strip()}" if done.returncode == 0 else version
 
 
-def write_curve(path: Path, losses: list[float]) -> None:
-    """metrics.csv: the training loss of every epoch."""
+def write_curve(path: Path, losses: list[float], validation: list[float] | None = None) -> None:
+    """metrics.csv: the loss of every epoch, on training rows and, where there are some, on rows held out of training."""
+    lines = [f"{epoch},{loss!r}" for epoch, loss in enumerate(losses)]
+    if validation:
+        lines = [f"{line},{loss!r}" for line, loss in zip(lines, validation)]
+    header = "epoch,train_loss,validation_loss" if validation else "epoch,train_loss"
     with whole(path) as temporary:
-        temporary.write_text("epoch,train_loss\n" + "".join(f"{epoch},{loss!r}\n" for epoch, loss in enumerate(losses)))
+        temporary.write_text("\n".join([header, *lines, ""]))
