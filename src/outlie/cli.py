@@ -10,6 +10,7 @@ from outlie.errors import UserError, unknown
 COMMANDS = {
     "train": "assemble, train or fit, evaluate, store",
     "eval": "score a finished run again: other test sets, metrics, many detectors",
+    "figure": "draw a paper's figure, as PNG or SVG",
     "list": "what exists, with one line each",
     "show": "one choice with all its options, or a finished run",
     "data": "list, fetch and verify datasets",
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _failed(error, str(error), 2, debug)
     except KeyboardInterrupt:
-        resumes = "; the same command goes on where this one stopped" if argv[:1] == ["train"] else ""
+        resumes = "; the same command goes on where this one stopped" if argv[:1] in (["train"], ["figure"]) else ""
         print(f"interrupted{resumes}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `run list | head`
@@ -77,7 +78,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def _commands() -> dict[str, Callable[[Words, tuple[str, ...]], int]]:
-    return {"train": _run, "eval": _run, "list": _list, "show": _show, "completion": _completion}
+    return {"train": _run, "eval": _run, "figure": _figure, "list": _list, "show": _show, "completion": _completion}
 
 
 def parse(argv: list[str]) -> Words:
@@ -118,6 +119,12 @@ def _run(words: Words, config_dirs: tuple[str, ...]) -> int:
     else:
         from outlie.commands import evaluate as command
     return command.main(config)
+
+
+def _figure(words: Words, config_dirs: tuple[str, ...]) -> int:
+    from outlie.commands import figure
+
+    return figure.main(words.rest, config_dirs)
 
 
 def _list(words: Words, config_dirs: tuple[str, ...]) -> int:

@@ -177,8 +177,10 @@ class Train(L.LightningModule):
         if enough or (stop is not None and stop(self.losses)):
             self.trainer.should_stop = True
         since = mean_over_ranks(torch.tensor(time.monotonic() - self._saved, device=self.device))
-        # one answer for all ranks, as saving is a collective; a last state would be resumed beyond the stop
-        if since >= self.checkpoint_seconds and not self.trainer.should_stop:
+        last = self.trainer.should_stop or self.current_epoch + 1 == self.epochs
+        # one answer for all ranks, as saving is a collective; from a last state there is nothing to resume: Lightning
+        # would go on beyond a stop, and leave out on_train_end after the last epoch
+        if since >= self.checkpoint_seconds and not last:
             self.save()
 
     def save(self) -> None:

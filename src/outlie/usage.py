@@ -35,6 +35,21 @@ examples:
   run eval run=1a2b3c4d explain=true
   run eval run=digits_ood-neco detectors=all         every post-hoc score over one forward pass
   run eval run=digits_ood-neco 'detectors=[neco,vim,odin]'""",
+    "figure": """Usage: run figure NAME [file=PICTURE.png|.svg] [seed=N] [KEY=VALUE]
+
+Draws a figure of a paper and writes a table of its numbers beside it; into outputs/figures/ unless file= says otherwise.
+
+  iwae_mixture          q_EW on a mixture in the plane, k = 1, 10, 100 (Cremer et al. 2017)
+  iwae_one_d            resampling from q_EW, and q~_IW for single draws, in one dimension
+  iwae_posterior        the true posterior of a trained model with two latent dimensions, q, and draws from q_EW
+  iwae_reconstructions  MNIST digits reconstructed from q and from q_EW
+
+The last two train experiment=mnist_iwae_2d_cpu, or find it trained; KEY=VALUE are overrides of that training.
+
+examples:
+  run figure iwae_mixture
+  run figure iwae_one_d file=one_d.svg seed=1
+  run figure iwae_posterior detector.epochs=2""",
     "list": """Usage: run list [GROUP] [--json] [--config-dir DIR]
 
 Lists what exists: every group, or one of them, with one line about each choice.

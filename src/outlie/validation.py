@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ class Validation:
         module.eval()
         self.losses.append(float(module.validate(self.views)))
         module.train()
-        since = len(self.losses) - 1 - self.losses.index(min(self.losses))
+        losses = [math.inf if math.isnan(loss) else loss for loss in self.losses]  # NaN is never the least of several
+        since = len(losses) - 1 - losses.index(min(losses))
         if since == 0 or not self.best:
             self.best = {name: value.detach().clone() for name, value in module.state_dict().items()}
         return 0 < self.patience <= since

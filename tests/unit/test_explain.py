@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from outlie.density import objectives
 from outlie.detectors.base import Detector, Spec, Views, set_up
 from outlie.detectors.dte import DTEC
 from outlie.detectors.dte_np import DTENP
 from outlie.detectors.ecod import ECOD
 from outlie.detectors.knn import KNN
+from outlie.detectors.vae import VAE
 from outlie.errors import UserError
 from outlie.explain import denoised_difference, explain, score_gradient
 
@@ -80,3 +82,52 @@ def test_gradient_of_a_training_row_is_finite():
     # distance 0: the square root has no derivative there
     gradient = score_gradient(fitted(KNN(k=1)), both(rows(60, 0)[:3]))
     assert all(math.isfinite(value) for value in gradient.flatten().tolist())
+
+
+def density_model(**options) -> VAE:
+    detector = VAE(latent=2, draws=20, **options)
+    set_up(detector, Spec({"x": (4,)}))
+    return detector.double().eval()
+
+
+SCORES = {
+    "neg_iwae": {}, "neg_elbo": {}, "recon_prob": {}, "recon_err": {}, "recon_err_sir": {}, "latent_kl": {},
+    "bound_gap": {}, "typicality": {}, "waic": {"members": 2}, "llr": {"background": 0.2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("score_by", SCORES)
+def test_gradient_of_a_density_models_score_is_the_finite_difference(score_by):
+    detector, x = density_model(score_by=score_by, **SCORES[score_by]), rows(6, 1)
+    name, gradient = explain(detector, both(x))
+    assert name == "gradient of the score"
+    np.testing.assert_allclose(gradient, differences(detector, x, 1e-6), rtol=1e-4, atol=1e-7)
+    assert all(p.grad is None for p in detector.parameters())
+
+
+def test_gradient_does_not_depend_on_how_many_samples_are_decoded_at_once(monkeypatch):
+    detector, x = density_model(), rows(6, 1)
+    at_once = score_gradient(detector, both(x))
+    monkeypatch.setattr(objectives, "NUMBERS_AT_ONCE", 7 * detector.model.numbers_a_sample * len(x))
+    torch.testing.assert_close(score_gradient(detector, both(x)), at_once, rtol=1e-10, atol=1e-12)
+
+
+def test_a_score_that_is_the_end_of_an_optimisation_has_no_gradient():
+    with pytest.raises(UserError, match="VAE has no gradient"):
+        explain(density_model(score_by="regret"), both(rows(1, 1)))
+
+
+def test_a_density_model_that_takes_gaps_tells_each_values_surprise():
+    detector, x = density_model(missing="random", likelihood="gaussian"), rows(6, 1)
+    x[2, 1], x[3] = math.nan, math.nan
+    name, surprise = explain(detector, both(x))
+    assert name == "surprise of each value given the others, in nats"
+    assert surprise.shape == (6, 4) and not surprise.requires_grad
+    score = detector.score(both(x))
+    for j in range(4):
+        rest = x.clone()
+        rest[:, j] = math.nan
+        torch.testing.assert_close(surprise[:, j], (score - detector.score(both(rest))).detach())
+    assert surprise[2, 1] == 0 and (surprise[3] == 0).all() and (surprise[[0, 1, 4, 5]] != 0).all()
+    x[0, 2] = 12.0
+    assert explain(detector, both(x))[1][0].argmax() == 2

@@ -1,8 +1,10 @@
 """Observation models against the oracle's unit values, torch.distributions, SciPy, integrals and loops over columns."""
 
+import copy
 import json
 from pathlib import Path
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -146,13 +148,17 @@ def test_gaussian_and_student_t_are_scipys():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 4e-11), (torch.float32, 3e-7)])
 def test_the_constant_of_t_does_not_lose_digits_at_large_df(dtype, tolerance):
     df = np.concatenate([np.linspace(3, 60, 500), np.geomspace(60, 1e6, 200)]).astype(np.float32)
-    df64 = df.astype(np.float64)
-    exact = -special.betaln(df64 / 2, 0.5) - 0.5 * np.log(df64)  # SciPy's betaln does not cancel
+    with mpmath.workdps(40):  # SciPy's betaln loses digits here, too
+        terms = [
+            (mpmath.loggamma((v + 1) / 2), mpmath.loggamma(v / 2), mpmath.log(mpmath.pi * v) / 2)
+            for v in map(mpmath.mpf, df.tolist())
+        ]
+        exact = [float(plus - minus - root) for plus, minus, root in terms]
     np.testing.assert_allclose(t_log_constant(torch.tensor(df, dtype=dtype)), exact, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(
-    "logit", [-700.0, -40.0, -3.0, -0.51, -0.49, -1e-3, -1e-9, 0.0, 1e-12, 1e-4, 0.3, 0.5, 2.0, 90.0]
+    "logit", [-700.0, -40.0, -3.0, -0.21, -0.19, -1e-3, -1e-9, 0.0, 1e-12, 1e-4, 0.3, 0.5, 2.0, 90.0]
 )
 def test_continuous_bernoulli_integrates_to_1_and_its_mean_is_its_mean(logit):
     family, out = ContinuousBernoulli(1), t64([[logit]])
@@ -166,13 +172,13 @@ def test_continuous_bernoulli_integrates_to_1_and_its_mean_is_its_mean(logit):
 
 def test_continuous_bernoulli_is_smooth_where_the_series_takes_over():
     family = ContinuousBernoulli(1)
-    logit = torch.cat([torch.linspace(s * 0.5 - 1e-6, s * 0.5 + 1e-6, 201, dtype=torch.float64) for s in (-1, 1)])
+    logit = torch.cat([torch.linspace(s * 0.2 - 1e-6, s * 0.2 + 1e-6, 201, dtype=torch.float64) for s in (-1, 1)])
     for values in (family.log_normaliser(logit), family.natural_mean(logit)):
         steps = values.view(2, -1).diff()
         assert (steps > 0).all() and (steps.max(1).values / steps.min(1).values < 1.001).all()
     wide = torch.linspace(-3, 3, 4001, dtype=torch.float64)
     for values in (family.natural_mean, family.log_normaliser):  # float32 keeps its digits on both sides
-        torch.testing.assert_close(values(wide.float()).double(), values(wide), rtol=0, atol=4e-7)
+        torch.testing.assert_close(values(wide.float()).double(), values(wide), rtol=0, atol=1e-6)
     both = ContinuousBernoulli(1).natural_mean(wide) + ContinuousBernoulli(1).natural_mean(-wide)
     torch.testing.assert_close(both, torch.ones_like(both), rtol=0, atol=1e-14)
 
@@ -195,12 +201,12 @@ def test_gradients_are_those_of_differences(name, masked):
     family.float()
 
 
-def test_bernoulli_maps_over_parameters_as_a_loop_does():
-    for family in (Bernoulli(D), ContinuousBernoulli(D)):
-        out, x = outputs(family, K, B), rows("continuous_bernoulli")
-        gradient = torch.func.grad(lambda o, r: family.log_prob(o[None], r[None])[0])
-        mapped = torch.func.vmap(torch.func.vmap(gradient), in_dims=(0, None))(out, x)
-        torch.testing.assert_close(mapped, x - family.mean(out))
+@pytest.mark.parametrize("family", [Bernoulli(D), ContinuousBernoulli(D)])
+def test_gradients_of_single_rows_can_be_mapped(family):
+    out, x = outputs(family, K, B), rows("continuous_bernoulli")
+    gradient = torch.func.grad(lambda o, r: family.log_prob(o[None], r[None])[0])
+    mapped = torch.func.vmap(torch.func.vmap(gradient), in_dims=(0, None))(out, x)
+    torch.testing.assert_close(mapped, x - family.mean(out))
 
 
 @each
@@ -314,12 +320,11 @@ def test_the_same_generator_gives_the_same_sample(name):
 
 def test_gradients_reach_the_parameters_through_numbers_that_were_drawn():
     for family in (Gaussian(D, "sample"), StudentT(D)):
-        out = outputs(family, 20_000).requires_grad_()
-        out_1 = out.detach()[:1].expand(20_000, -1).clone().requires_grad_()
-        family.sample(out_1, torch.Generator().manual_seed(0)).square().mean(0).sum().backward()
-        loc = out_1.detach()[0, :D]
-        torch.testing.assert_close(out_1.grad[:, :D].sum(0), 2 * loc, rtol=0, atol=0.15)  # d E x^2 / d loc
-        assert out_1.grad.isfinite().all() and (out_1.grad[:, D:] != 0).all(0).all()
+        out = outputs(family, 1).expand(20_000, -1).clone().requires_grad_()
+        family.sample(out, torch.Generator().manual_seed(0)).square().mean(0).sum().backward()
+        loc = out.detach()[0, :D]
+        torch.testing.assert_close(out.grad[:, :D].sum(0), 2 * loc, rtol=0, atol=0.15)  # d E x^2 / d loc
+        assert out.grad.isfinite().all() and (out.grad[:, D:] != 0).all(0).all()
 
 
 def test_start_gives_the_means_of_training_rows():
@@ -340,7 +345,7 @@ def test_start_gives_the_means_of_training_rows():
     assert Gaussian(4, "fixed").start(torch.tensor(x)).shape == (4,)
     loc, scale, df = StudentT(4).loc_scale_df(StudentT(4).start(torch.tensor(x)))
     np.testing.assert_allclose(loc, expected[0], rtol=1e-5, atol=1e-6)
-    std = stats.t(df.numpy(), 0, scale.numpy()).std()
+    std = stats.t(df.double().numpy(), 0, scale.double().numpy()).std()
     np.testing.assert_allclose(std[[0, 1, 3]], expected[1][[0, 1, 3]], rtol=1e-5)
 
     x = generator.integers(0, 3, (100, 2)).astype(np.float32)
@@ -351,13 +356,11 @@ def test_start_gives_the_means_of_training_rows():
 
 
 def test_rows_of_a_memory_map_are_not_written_to():
-    for name, family in FAMILIES.items():
+    for name, family in copy.deepcopy(FAMILIES).items():
         x = rows(name, 30).float()
         before = x.clone()
         family.start(x)
         assert torch.equal(x, before)
-    FAMILIES["mixed_gaussian"].low.fill_(0), FAMILIES["mixed_gaussian"].high.fill_(1)
-    FAMILIES["mixed_student_t"].low.fill_(0), FAMILIES["mixed_student_t"].high.fill_(1)
 
 
 @pytest.mark.parametrize("numbers", ["gaussian", "student_t"])
@@ -367,7 +370,6 @@ def test_a_mixed_table_is_the_sum_of_its_columns(numbers):
     per = 2 if numbers == "gaussian" else 3  # out: numbers' parameters, boolean logits, 3 + 1 logits, 1 + 1 logits
     sizes = [3] * per + [2, 4, 2]
     assert family.outputs == sum(sizes) and family.dim == 9
-    *parts, boolean, levels, single = out.numpy().__array__().copy().swapaxes(0, -1).swapaxes(1, 2), 0, 0, 0
     o, expected = out.numpy(), np.zeros((K, 40))
     for b in range(40):
         row = x[b].numpy()
@@ -394,14 +396,14 @@ def test_a_block_of_levels_is_seen_where_its_first_column_is():
     assert (family.log_prob(out, x, seen) > family.log_prob(out, x)).all()
 
 
-def mixed_training(n: int = 20_000) -> tuple[Tensor, np.ndarray]:
-    """Standardised rows, and the raw ones: a boolean, a number, three levels, a boolean that is never on, or always."""
+def mixed_training(n: int = 20_000) -> Tensor:
+    """Standardised rows: a boolean, a number, three levels, a boolean that is never on, or always."""
     generator = np.random.default_rng(0)
     level = np.eye(3)[generator.choice(3, n, p=[0.2, 0.5, 0.3])]
     columns = [generator.uniform(size=(n, 1)) < 0.1, generator.normal(4, 2, (n, 1)), level]
     raw = np.hstack([*columns, np.zeros((n, 1)), np.ones((n, 1))])
     scale = raw.std(0)
-    return torch.tensor((raw - raw.mean(0)) / np.where(scale == 0, 1, scale), dtype=torch.float32), raw
+    return torch.tensor((raw - raw.mean(0)) / np.where(scale == 0, 1, scale), dtype=torch.float32)
 
 
 MIXED = (("boolean", 1), ("number", 1), ("levels", 3), ("boolean", 2))
@@ -409,7 +411,7 @@ MIXED = (("boolean", 1), ("number", 1), ("levels", 3), ("boolean", 2))
 
 @pytest.mark.parametrize("numbers", ["gaussian", "student_t"])
 def test_mixed_start_mean_and_samples_are_in_the_units_of_the_rows(numbers):
-    x, raw = mixed_training()
+    x = mixed_training()
     family = Mixed(MIXED, numbers, "sample")
     bias = family.start(x)
     assert bias.shape == (family.outputs,)
@@ -430,7 +432,7 @@ def test_mixed_start_mean_and_samples_are_in_the_units_of_the_rows(numbers):
 
 
 def test_what_training_never_saw_is_unlikely():
-    x, _ = mixed_training()
+    x = mixed_training()
     family = Mixed(MIXED)
     bias = family.start(x)[None]
     usual = family.log_prob(bias, x[:1]).item()
@@ -444,7 +446,7 @@ def test_what_training_never_saw_is_unlikely():
 
 
 def test_missing_training_values_are_left_out_of_the_start():
-    x, _ = mixed_training(500)
+    x = mixed_training(500)
     gaps = x.clone()
     gaps[:100, 0], gaps[100:200, 2:5], gaps[:, 6] = torch.nan, torch.nan, torch.nan
     family = Mixed(MIXED)
@@ -471,7 +473,7 @@ def test_values_outside_0_to_1_are_named_with_the_fix():
         UserError, match=r"values from -1\.5 to 3\.25, .*between 0 and 1: set backbone=pixels.*gaussian"
     ):
         check_range(torch.tensor([[-1.5, 3.25, torch.nan]]))
-    with pytest.raises(UserError, match="from 0 to 1.001"):
+    with pytest.raises(UserError, match=r"from 0 to 1\.001"):
         check_range(torch.tensor([[0.0, 1.001]]))
 
 
@@ -480,3 +482,11 @@ def test_values_that_are_no_levels_are_named_with_the_fix():
     for wrong in (2.5, -1.0, 10.0):
         with pytest.raises(UserError, match=rf"value {wrong:.4g}, .*from 0 to 9: .*gaussian"):
             check_levels(torch.tensor([[0.0, wrong]]), 10)
+
+
+def test_a_pixel_between_two_levels_is_the_nearer_one():
+    family = Categorical(1, 256, pixels=True)
+    out = outputs(family, 256)
+    for off in (-0.4, 0.0, 0.4):
+        x = ((torch.arange(256) + off) / 255).clamp(0, 1)[:, None]
+        torch.testing.assert_close(family.log_prob(out, x), out.log_softmax(1).diagonal())

@@ -90,7 +90,7 @@ def test_gaps_are_no_values():
     train[:, 3] = np.nan  # nothing is known of it: not constant
     test[:, 1] = np.where(np.arange(20) < 8, 3 - 2 * MIXED, np.nan)
     test[:, 0] = np.where(np.arange(20) < 2, 3 - 2 * MIXED, np.nan)  # one value of each class shows nothing
-    train[4, 1] = test[4, 1]
+    train[4, :2] = test[4, :2]
     test[4] = train[4]
     known = {tuple(map(str, row)) for row in train.tolist()}
     copies = sum(tuple(map(str, row)) in known for row in test.tolist())

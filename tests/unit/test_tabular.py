@@ -174,6 +174,7 @@ def test_columns_of_which_nothing_is_known_are_kept(tmp_path):
     table = frame(b=[None] * N, c=anomalous, word=words)
     split = load(csv(tmp_path, table), missing="keep", categorical="one_hot")
     assert split.columns == ("a", "b", "c")  # a text without a level has no columns
+    assert split.blocks == (("number", 3),)
     assert split.mean[1:].tolist() == [0, 0] and split.scale[1:].tolist() == [1, 1]
     for rows in parts(split):
         assert rows.x[:, 1].isnan().all()

@@ -3,7 +3,7 @@
 import bisect
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -41,6 +41,8 @@ class ClassifierRecipe:
     ema: float = 0.0
     drop_last: bool = False
     decay_lr: bool = True
+    shuffle: ClassVar[bool] = True
+    validation: ClassVar[float] = 0.0  # share of the rows held out of training: none
 
     def __post_init__(self) -> None:
         for name in ("momentum", "warmup", "ema"):

@@ -123,6 +123,7 @@ def compute(
         dataclasses.replace(split, tests=tests, calibration=own.calibration),
         backbone, options, folder, Path(now["output_dir"]) / "views",
     )  # fmt: skip
+    cell.refuse_gaps(now["choices"], detector, ground)
     scores, scoring = cell.scored(detector, ground)
     with store.whole(folder / "config.yaml") as temporary:
         OmegaConf.save(OmegaConf.create(now | {"run": str(run)}), temporary)

@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from outlie import cell, distributed, log, stages
 from outlie.build import build
+from outlie.detectors.vae import VAE
 from outlie.gather import rank_and_world
 from outlie.loggers import Trackers, open_loggers
 from outlie.metrics import cost
 from outlie.metrics.evaluation import Metrics
-from outlie.results import checkpoint, classified, evaluated, published, store
+from outlie.results import checkpoint, classified, density_report, evaluated, imputed, published, store
 from outlie.trainer import Options
 
 
@@ -198,7 +199,14 @@ def compute(
         "flops_per_row": cost.flops(backbone, detector, rows[:1].to(ground.device)),
         **cost.peak_memory(ground.device),
     }
+    density = None
+    if isinstance(detector, VAE) and detector.diagnose and metrics.latency:  # metrics=fast does without
+        with log.findings() as doubts:
+            density = density_report.report(detector, ground)
+        result["density"] = density.numbers
+        result["lints"], result["findings"] = [*result["lints"], *doubts], [*result["findings"], *doubts]
     store.write_scores(folder / "scores.parquet", scores)
+    imputed.write(folder / "imputed.parquet", detector, ground, scores)
     checkpoint.save_model(
         folder / "model.ckpt", backbone, detector, spec, split.columns, tuple(split.train.x.shape[1:])
     )
@@ -206,6 +214,8 @@ def compute(
     if has_network:
         for path in classified.pictures(ground, curve, getattr(detector, "chosen_d", None), folder):
             trackers.image(path.stem, path)
+    for path in density_report.pictures(density, folder) if density else ():
+        trackers.image(path.stem, path)
     draw(folder, result)
     return result
 

@@ -15,10 +15,11 @@ def png_bits(x: Tensor, levels: int) -> Tensor:
     step = 255 // (levels - 1)
     pixels = (x.cpu() * (levels - 1)).round().mul(step).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     sizes = []
+    grey = pixels.shape[-1] == 1
     for image in pixels:  # a compressor takes one at a time
         file = io.BytesIO()
-        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        (picture.convert("1") if levels == 2 else picture).save(file, "PNG", optimize=True, compress_level=9)
+        picture = Image.fromarray(image[..., 0] if grey else image)
+        (picture.convert("1") if grey and levels == 2 else picture).save(file, "PNG", optimize=True, compress_level=9)
         sizes.append(8 * file.tell())
     return torch.tensor(sizes, dtype=torch.float64)
 
@@ -32,7 +33,9 @@ def binarised_alike(x: Tensor, seed: int) -> Tensor:
     """x ~ Bernoulli(x) whose random numbers come from the image itself: the same in any batch, and every time."""
     grey = (x.flatten(1).double() * 255).round().to(torch.int64)
     place = torch.arange(grey.shape[1], device=x.device) * GOLDEN
-    own = _mix(grey * GOLDEN + place + seed).sum(1, keepdim=True)
+    own = _mix(grey * GOLDEN + _mix(place + seed)).sum(
+        1, keepdim=True
+    )  # grey and place must not make up for each other
     uniform = (_mix(_mix(own + place)) >> 10 & (1 << 53) - 1).double() / 2**53
     return (uniform < x.flatten(1)).to(x).view(x.shape)
 

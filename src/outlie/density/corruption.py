@@ -1,4 +1,4 @@
-"""Rows changed on purpose in training: entries replaced by noise, values hidden. Columns of one block change together."""
+"""Rows changed on purpose in training: entries replaced by noise, or hidden. Columns of a block change together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def block_of_column(blocks: tuple[tuple[str, int], ...], dim: int) -> Tensor:
-    """(D,) the number of each column's block; the columns of a one-hot block share one, every other column is its own."""
+    """(D,) the number of each column's block: those of a one-hot block share one, every other column is its own."""
     numbers: list[int] = []
     for kind, width in blocks or (("number", dim),):
         first = numbers[-1] + 1 if numbers else 0

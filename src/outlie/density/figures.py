@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg")
 BOUND_DRAWS = 4000  # of log (1/k) sum w, behind an estimate of L_k
 SIR_DRAWS = 20_000  # in a histogram
-FIT_STEPS, FIT_ROWS, FIT_RATE = 1500, 128, 0.02  # of Adam; START is the log standard deviation it begins at
-START = 1.0
+FIT_STEPS, FIT_ROWS, FIT_RATE = 400, 128, 0.05  # of Adam; START is the log standard deviation it begins at
+START = 0.5
 
 Row = Mapping[str, float | str]
 
@@ -57,11 +57,12 @@ def mixture_2d(path: Path, seed: int = 0, k: Sequence[int] = (1, 10, 100), batch
         panels.append((f"{name}\n{_words(row)}", log_q))
     top = max(log_density.exp().max().item() for _, log_density in panels)
     axes_of = drawing.subplots(1, len(panels), sharex=True, sharey=True)
-    for axes, (title, log_density) in zip(axes_of, panels):
-        filled = _contours(axes, line, log_density, log_target, top)
+    filled = [_contours(axes, line, panel[1], log_target, top) for axes, panel in zip(axes_of, panels)]
+    for axes, (title, _) in zip(axes_of, panels):
         axes.set_title(title, fontsize=10)
     axes_of[0].set_ylabel("$z_2$")
-    drawing.colorbar(filled, ax=list(axes_of), label="density", format="%.3f", pad=0.01)
+    ticks = [i / 100 for i in range(int(100 * top) + 1)]
+    drawing.colorbar(filled[0], ax=list(axes_of), label="density", ticks=ticks, pad=0.01)
     drawing.suptitle(
         f"q = N(0, e I) after importance weighting ({batches:,} batches); lines: the target's contours", fontsize=12
     )
@@ -80,18 +81,19 @@ def one_d(path: Path, seed: int = 0, k: Sequence[int] = (1, 5, 10)) -> Path:
         k: numbers of samples, a column each.
     """
     generator, drawing = torch.Generator().manual_seed(seed), _empty(path, (3.7 * len(k), 9))
-    upper, lower = drawing.subfigures(2, 1, height_ratios=(2, 1.25), hspace=0.04)
+    halves: Any = drawing.subfigures(2, 1, height_ratios=(2, 1.25), hspace=0.04)
+    upper, lower = halves
     panels = upper.subplots(2, len(k), sharex=True, sharey=True, squeeze=False)
     by_elbo, rows = _fitted(THREE_MODES, 1, generator), []
     for column, samples in enumerate(k):
-        by_bound = _fitted(THREE_MODES, samples, generator)
+        by_bound = by_elbo if samples == 1 else _fitted(THREE_MODES, samples, generator)
         for axes, q, by in (
             (panels[0, column], by_elbo, "the ELBO"),
             (panels[1, column], by_bound, f"$L_{{{samples}}}$"),
         ):
             row = _draw_sir(axes, THREE_MODES, q, samples, generator)
             axes.set_title(f"q fitted by {by}, k = {samples}\n{_words(row)}", fontsize=10)
-            rows.append({"panel": "elbo" if q is by_elbo else "bound", "k": samples, **row})
+            rows.append({"panel": f"fitted by {by}".replace("$", ""), "k": samples, **row})
     for axes in panels[-1]:
         axes.set_xlabel("z")
     for axes in panels[:, 0]:
@@ -104,7 +106,7 @@ def one_d(path: Path, seed: int = 0, k: Sequence[int] = (1, 5, 10)) -> Path:
 
 def _draw_sir(axes: Axes, target: Mixture, q: Normal, k: int, generator: torch.Generator) -> Row:
     """Target, q, and the histogram of resampled draws; the estimates of q_EW."""
-    line = torch.linspace(-8, 8, 801, dtype=torch.float64)
+    line = torch.linspace(-8, 8, 401, dtype=torch.float64)
     step = (line[1] - line[0]).item()
     log_target = _on_grid(target.log_density(line[:, None]), step)
     log_q = log_q_ew(line[:, None], target.log_density, q, k, generator)
@@ -124,11 +126,13 @@ def _draw_q_tilde(axes: Axes, generator: torch.Generator) -> list[Row]:
     line = torch.linspace(-10, 10, 1001, dtype=torch.float64)
     z, step, q, log_joint = line[:, None], (line[1] - line[0]).item(), ONE_MODE_Q, ONE_MODE.log_density
     log_target, log_q, log_w = log_joint(z), q.log_prob(z), log_weights(z, log_joint, q)
-    log_ew = log_q_ew(z, log_joint, q, 2, generator, batches=20_000)
+    log_ew = log_q_ew(z, log_joint, q, 2, generator, batches=5000)
     rows: list[Row] = [{"panel": "q_EW", "k": 2, **_estimates(ONE_MODE, q, 2, generator, log_ew, log_target, step)}]
     axes.plot(line, log_target.exp(), color=POINT, linewidth=1.6, label="target, N(−2.5, e)")
     axes.plot(line, log_q.exp(), color=ANOMALY, linewidth=1.6, linestyle="--", label=r"q, N(4.5, $e^{0.5}$)")
-    axes.plot(line, log_ew.exp(), color=NORMAL, linewidth=2.2, label="$q_{EW}$, integral 1")
+    axes.plot(
+        line, log_ew.exp(), color=NORMAL, linewidth=2.2, label=f"$q_{{EW}}$, integral {rows[0]['mass_on_grid']:.2f}"
+    )
     for z_2, colour, style in zip(draw(q, 3, generator), (LINES[2], LINES[3], LINES[4]), ("-.", ":", (0, (5, 1)))):
         log_tilde = log_q_tilde(log_w, log_q, log_weights(z_2[None], log_joint, q), 2)
         mass = log_tilde.exp().sum().item() * step
@@ -142,16 +146,20 @@ def _draw_q_tilde(axes: Axes, generator: torch.Generator) -> list[Row]:
 
 
 def _fitted(target: Mixture, k: int, generator: torch.Generator) -> Normal:
-    """The normal q whose L_k is largest: Adam on its mean and log standard deviation, by reparameterised gradients."""
+    """The normal q whose L_k is largest: Adam on its mean and log standard deviation, by reparameterised gradients.
+
+    What is returned is the mean of the second half of the steps: the last one alone is noisy.
+    """
     parameters = torch.tensor([[0.0], [START]], dtype=torch.float64, requires_grad=True)
-    adam = torch.optim.Adam([parameters], FIT_RATE)
+    adam, path = torch.optim.Adam([parameters], FIT_RATE), []
     for _ in range(FIT_STEPS):
         q = Normal(parameters[0], parameters[1])
         log_w = log_weights(draw(q, k * FIT_ROWS, generator), target.log_density, q)
         adam.zero_grad()
         (-log_mean_exp(log_w.unflatten(0, (k, FIT_ROWS))).mean()).backward()
         adam.step()
-    return Normal(*parameters.detach())
+        path.append(parameters.detach().clone())
+    return Normal(*torch.stack(path[FIT_STEPS // 2 :]).mean(0))
 
 
 def _estimates(

@@ -1,7 +1,7 @@
 """z ~ N(0, I), x | z ~ p(x | z), q(z | x): the networks of a VAE or IWAE with one or two stochastic layers.
 
-The log-weight is log w = log p(x | z) + log p(z) - log q(z | x); with two layers z = (z_1, z_2), where q goes x -> z_1 -> z_2
-and p goes z_2 -> z_1 -> x. Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016, equations 1 to 7.
+The log-weight is log w = log p(x | z) + log p(z) - log q(z | x); with two layers z = (z_1, z_2), where q goes
+x -> z_1 -> z_2 and p goes z_2 -> z_1 -> x. Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, ICLR 2016.
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ class LatentModel(nn.Module):
         absence: also model which values are missing: logit p(missing) = a_j x_j + b_j (not-MIWAE, self-masking).
     """
 
+    encoder: Any  # perceptrons or convolutions
+    decoder: Any
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -89,16 +92,19 @@ class LatentModel(nn.Module):
         absence: bool = False,
     ) -> None:
         super().__init__()
-        self.latent, self.gaps, self.absence, self.likelihood = tuple(latent), gaps, absence, likelihood
+        self.latent: tuple[int, ...] = tuple(latent)
+        self.gaps, self.absence, self.likelihood = gaps, absence, likelihood
         D = math.prod(shape)
         first = tuple(hidden[0])
         if network == "conv":
-            self.encoder: nn.Module = ConvEncoder(shape, first, activation, copies=1 + gaps)
-            self.decoder: nn.Module = ConvDecoder(shape, first, latent[0], likelihood.outputs // D, activation)
+            self.encoder = ConvEncoder(shape, first, activation, copies=1 + gaps)
+            width = self.encoder.width
+            self.decoder = ConvDecoder(shape, first, latent[0], likelihood.outputs // D, activation)
         else:
             self.encoder = mlp((D * (1 + gaps), *first), activation)
-            self.decoder: nn.Module = mlp((latent[0], *first[::-1]), activation, likelihood.outputs)
-        self.posterior = linear(first[-1] if first else D * (1 + gaps), latent[0], latent[0])
+            self.decoder = mlp((latent[0], *first[::-1]), activation, likelihood.outputs)
+            width = first[-1] if first else D * (1 + gaps)
+        self.posterior = linear(width, latent[0], latent[0])
         if len(latent) > 1:
             second = tuple(hidden[1])
             self.encoder_2 = mlp((latent[0], *second), activation)
@@ -135,8 +141,8 @@ class LatentModel(nn.Module):
         def normal(width: int) -> Tensor:
             return torch.randn(k, rows, width, generator=generator, device=weight.device, dtype=weight.dtype)
 
-        second = normal(self.latent[1]) if len(self.latent) > 1 else None
-        return Noise(normal(self.latent[0]), second, normal(self.likelihood.dim) if self.absence else None)
+        first, *second = (normal(width) for width in self.latent)
+        return Noise(first, second[0] if second else None, normal(self.likelihood.dim) if self.absence else None)
 
     def seen(self, x: Tensor) -> Tensor | None:
         """(B, D), false where a value is missing; None where rows are complete by construction."""
@@ -181,7 +187,7 @@ class LatentModel(nn.Module):
             return log_p + logsigmoid(torch.where(seen, -logit, logit)).sum(-1).double()
 
     def forward(self, x: Tensor, q: Normal, z_1: Tensor, noise: Noise) -> Tensor:
-        """log w of samples z_1 ~ q(z_1 | x), (k, B, d) -> (k, B) float64; `noise` draws the second layer and the gaps."""
+        """log w of z_1 ~ q(z_1 | x), (k, B, d) -> (k, B) float64; `noise` draws the second layer and the gaps."""
         log_p = self.log_likelihood(x, z_1, noise.gaps)
         if noise.second is None:
             return log_p + (standard_normal_log_prob(z_1) - q.log_prob(z_1)).double()

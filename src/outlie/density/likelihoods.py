@@ -3,7 +3,7 @@
 Every family has the same two sizes and four methods (levels and mixed tables: mixed.py):
 
     outputs, dim            numbers that the decoder gives for a row; D, the width of x
-    log_prob(out, x, seen)  out (..., B, outputs), x (B, D) -> (..., B) nats, over the columns where `seen` (B, D) is true
+    log_prob(out, x, seen)  out (..., B, outputs), x (B, D) -> (..., B) nats, over columns where `seen` (B, D) is true
     mean(out)               (..., B, D), in the units of x
     sample(out, generator)  (..., B, D), in the units of x
     start(x)                (outputs,) bias of the decoder's last layer, from training rows (n, D), NaN = missing
@@ -132,17 +132,16 @@ class ContinuousBernoulli(Bernoulli):
     def log_normaliser(logits: Tensor) -> Tensor:
         """log((e^l - 1) / l) = max(l, 0) + log((1 - e^-|l|) / |l|): their softplus(l) - log C."""
         size = logits.abs().clamp(min=1e-30)
-        return logits.relu() + (-torch.expm1(-size) / size).log()
+        return size.neg().expm1_().neg_().div_(size).log_().add_(logits.relu())
 
     @staticmethod
     def natural_mean(logits: Tensor) -> Tensor:
         """1 / (1 - e^-l) - 1 / l, by its Taylor series near 0, where both terms are infinite."""
-        near = logits.abs() < 0.5
-        s = torch.where(near, logits, 0.0).square()
-        series = s * (-1 / 1209600 + s * (1 / 47900160 - s * 691 / 1307674368000))
-        series = 1 / 12 + s * (-1 / 720 + s * (1 / 30240 + series))
+        near = logits.abs() < 0.2
+        s = logits.clamp(-0.2, 0.2).square()
+        series = logits * (1 / 12 + s * (-1 / 720 + s * (1 / 30240 - s / 1209600)))  # the next term is below 1e-14
         away = torch.where(near, 1.0, logits)
-        return 0.5 + torch.where(near, logits * series, 0.5 / torch.tanh(away / 2) - 1 / away)
+        return 0.5 + torch.where(near, series, 0.5 / torch.tanh(away / 2) - 1 / away)
 
     def sample(self, out: Tensor, generator: torch.Generator) -> Tensor:
         """(..., B, D): the distribution function (e^(l x) - 1) / (e^l - 1), inverted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ def linear(width: int, *outputs: int) -> nn.Linear:
 def mlp(widths: Sequence[int], activation: str, outputs: int | None = None) -> nn.Sequential:
     """Hidden layers of these widths, and a linear one where `outputs` are given."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:]):
+    for before, after in itertools.pairwise(widths):
         layers += [linear(before, after), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers, *([] if outputs is None else [linear(widths[-1], outputs)]))
 
@@ -38,7 +39,7 @@ def _quarter(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 class ConvEncoder(nn.Module):
-    """Two convolutions of stride 2, then hidden layers; (B, copies * C, H, W) -> (B, hidden[-1])."""
+    """Two convolutions of stride 2, then hidden layers; (B, copies * C, H, W) -> (B, width)."""
 
     def __init__(self, shape: Sequence[int], hidden: Sequence[int], activation: str, copies: int = 1) -> None:
         super().__init__()
@@ -47,6 +48,7 @@ class ConvEncoder(nn.Module):
         self.maps = nn.Sequential(
             nn.Conv2d(copies * c, 32, 4, 2, 1), act(), nn.Conv2d(32, 64, 4, 2, 1), act(), nn.Flatten()
         )
+        self.width = hidden[-1] if hidden else 64 * h * w
         self.rows = mlp((64 * h * w, *hidden), activation)
 
     def forward(self, x: Tensor) -> Tensor:

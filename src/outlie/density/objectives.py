@@ -1,12 +1,13 @@
 """What is maximised, L_k and its relatives, and how the encoder's gradient is estimated.
 
 ELBO = E log w;  IWAE: E log (1/k) sum w_i (Burda et al., ICLR 2016);  MIWAE(M, K): mean of M independent IWAE_K;
-CIWAE(beta) = beta ELBO + (1 - beta) IWAE;  PIWAE(M, K): the decoder learns by IWAE_MK, the encoder by MIWAE(M, K) on the same
-draws (Rainforth et al., ICML 2018). Estimators: standard (autograd), STL (Roeder et al., NeurIPS 2017), DReG (Tucker et al.,
-ICLR 2019).
+CIWAE(beta) = beta ELBO + (1 - beta) IWAE;  PIWAE(M, K): the decoder learns by IWAE_MK, the encoder by MIWAE(M, K) on
+the same draws (Rainforth et al., ICML 2018). Estimators: standard (autograd), STL (Roeder et al., NeurIPS 2017),
+DReG (Tucker et al., ICLR 2019).
 
-The gradient with respect to the decoder is sum_i a_i d log w_i, with respect to the encoder sum_i c_i d log w_i / dz dz / dphi:
-STL has c = a, DReG squares the normalised weights in c. Both evaluate q's density at parameters without gradient.
+The gradient with respect to the decoder is sum_i a_i d log w_i, with respect to the encoder
+sum_i c_i (d log w_i / dz) (dz / dphi). STL has c = a, DReG squares the normalised weights in c; both take the density
+of q at parameters without gradient.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Estimator = Literal["standard", "stl", "dreg"]
 
 @dataclass(frozen=True)
 class Objective:
-    """k samples a row, of which `name` makes a bound; `groups` is M of MIWAE and PIWAE, `beta` CIWAE's share of the ELBO."""
+    """k samples a row, of which `name` makes a bound; `groups` is M of MIWAE and PIWAE, `beta` the ELBO's share."""
 
     name: Name = "iwae"
     estimator: Estimator = "dreg"
@@ -65,7 +66,8 @@ class Objective:
         share = log_w.softmax(0)
         if self.name == "ciwae":
             a = self.beta / k + (1 - self.beta) * share
-            return a, (self.beta / k + (1 - self.beta) * share.square()) / a if squared else ones
+            c = self.beta / k + (1 - self.beta) * share.square()
+            return a, c / a.clamp_min(1e-300) if squared else ones  # with beta = 0 a share can be 0
         return share, share if squared else ones
 
 
@@ -119,8 +121,8 @@ def log_weights(
 ) -> Tensor:
     """(k, B) log-weights; above `NUMBERS_AT_ONCE` in chunks whose activations are computed again for the gradient.
 
-    That is the exact two-pass gradient (specification of IWAE, section 5): the first pass knows the weights, the second one
-    decodes chunk by chunk. `instead` are tensors that stand for some of the model's parameters.
+    That is the exact two-pass gradient (specification of IWAE, section 5): the first pass knows the weights, the
+    second one decodes chunk by chunk. `instead` are tensors that stand for some of the model's parameters.
     """
 
     def forward(x: Tensor, q: Normal, z: Tensor, noise: Noise) -> Tensor:

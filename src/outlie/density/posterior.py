@@ -1,8 +1,9 @@
 """The posterior that importance weights imply: q_EW(z) = E_{z_2..z_k ~ q} [k w(z) / (w(z) + sum_j w(z_j)) q(z)].
 
 All of it given x. q_EW is normalised; k = 1 gives q, k -> inf the true posterior; and
-L_1 <= L_k <= L_VAE[q_EW] <= log p(x), where L_VAE[r] = E_r log p(x, z) / r(z). The first version of Cremer, Morris and Duvenaud, Reinterpreting
-Importance-Weighted Autoencoders, 2017, has the two in the middle equal; they are not. Specification of IWAE, section 2.
+L_1 <= L_k <= L_VAE[q_EW] <= log p(x), where L_VAE[r] = E_r log p(x, z) / r(z). The first version of Cremer, Morris and
+Duvenaud, Reinterpreting Importance-Weighted Autoencoders, 2017, has the two in the middle equal; they are not.
+Specification of IWAE, section 2.
 
 q is a Normal of (B, d), and then z is (m, B, d) and `log_joint(z)` gives log p(x, z) as (m, B); or q is of (d,), and
 everything goes without the B. Where every weight of a batch is 0 (log-weights -inf), one of its draws from q is taken,

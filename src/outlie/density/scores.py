@@ -1,7 +1,7 @@
 """Anomaly scores of a density model, higher = more anomalous; specification of IWAE, section 7.
 
-The same draws serve every row, from a generator seeded anew at each call: a score is reproducible and does not depend on the
-batch. Each function takes a model and rows x (B, ...) and returns (B,) float64, in nats unless it says otherwise.
+The same draws serve every row, from a generator seeded anew at each call: a score is reproducible and does not depend
+on the batch. Each function takes a model and rows x (B, ...) and returns (B,) float64, in nats unless it says so.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from outlie.density.complexity import png_bits
 from outlie.density.latent import LatentModel, Noise, Normal
 from outlie.density.objectives import log_weights, samples_at_once
+from outlie.density.posterior import resample
 from outlie.density.weights import RunningWeights, log_mean_exp
 
 SIR_DRAWS = 10  # of recon_err_sir
@@ -95,14 +96,11 @@ def sir(model: LatentModel, x: Tensor, k: int, seed: int, q: Normal | None = Non
     q, noise = q or model.encode(x), draws(model, k, seed)
     z = q.at(noise.first)
     log_w = log_weights(model, x, q, z, noise)
-    generator = torch.Generator(log_w.device).manual_seed(seed + 2**31)
-    gumbel = -torch.empty(k, 1, dtype=log_w.dtype, device=log_w.device).exponential_(generator=generator).log()
-    chosen = (log_w + gumbel).argmax(0)  # Gumbel-max: Categorical(softmax(log_w))
-    return z[chosen, torch.arange(len(x), device=z.device)]
+    return resample(z, log_w, torch.Generator(log_w.device).manual_seed(seed + 2**31), shared=True)
 
 
 def input_complexity(model: LatentModel, x: Tensor, k: int, seed: int, levels: int) -> Tensor:
-    """-log2 p(x) - C(x) in bits, C the length of the image as PNG (Serra et al. 2020); x in [0, 1] with so many levels."""
+    """-log2 p(x) - C(x) in bits, C the length as PNG (Serra et al. 2020); x in [0, 1] with so many levels."""
     return neg_iwae(model, x, k, seed) / math.log(2) - png_bits(x, levels).to(x.device)
 
 

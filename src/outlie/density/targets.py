@@ -43,5 +43,6 @@ EIGHT_MODES_Q = Normal(torch.zeros(2, dtype=torch.float64), torch.full((2,), 0.5
 ONE_MODE = Mixture(means=((-2.5,),), log_vars=(1.0,), weights=(1.0,))
 ONE_MODE_Q = Normal(torch.tensor([4.5], dtype=torch.float64), torch.tensor([0.25], dtype=torch.float64))
 
-# Ours: the author's one-dimensional target with several modes is not known. Standard deviations 0.6.
-THREE_MODES = Mixture(means=((-3.0,), (0.0,), (3.5,)), log_vars=(2 * math.log(0.6),) * 3, weights=(0.35, 0.25, 0.4))
+# Ours: the author's one-dimensional target with several modes is not known. Standard deviations 1/2; so far apart that
+# the normal of the largest ELBO is on one mode, which the importance-weighted one is not.
+THREE_MODES = Mixture(means=((-4.0,), (0.0,), (4.5,)), log_vars=(2 * math.log(0.5),) * 3, weights=(0.3, 0.4, 0.3))

@@ -55,7 +55,7 @@ class Recipe:
 class BurdaRecipe(Recipe):
     """The recipe of the official IWAE code: 3^i epochs at 1e-3 * 10^(-i/7), i = 0 to 7, rows always in the same order.
 
-    Its Adam has beta1 = 0.99 and second moments that start at one, for gradients summed over the batch; ours are of the mean.
+    Its Adam has beta1 = 0.99 and second moments that start at one, for gradients summed over the batch; ours are means.
     Source: yburda/iwae, optimizers.py and experiments.py; Burda et al., ICLR 2016, section 5.
     """
 

@@ -1,4 +1,4 @@
-"""VAE and IWAE: an anomaly is a row to which a latent-variable model gives little probability, or that it cannot explain."""
+"""VAE and IWAE: an anomaly is a row to which a latent-variable model gives little probability."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from outlie.density import scores
 from outlie.density.complexity import binarised, binarised_alike
 from outlie.density.corruption import block_of_column, gaps_at_random, noised
 from outlie.density.latent import LatentModel
-from outlie.density.observation import check, observation_model
+from outlie.density.missing import attribution
 from outlie.density.objectives import Objective, loss
+from outlie.density.observation import check, observation_model
 from outlie.density.regret import regret
 from outlie.detectors.base import Detector, Spec, Views
 from outlie.detectors.training import BurdaRecipe, Recipe
@@ -21,7 +22,7 @@ from outlie.errors import UserError
 from outlie.options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from outlie.validation import held_out
 
-DRAWS = {"bound_gap": 128, "neg_iwae": 128, "recon_err_sir": 128}  # samples of a score; the others take 64
+DRAWS = {"bound_gap": 128, "neg_iwae": 128, "recon_err_sir": 128, "typicality": 128}  # samples; other scores take 64
 VALIDATION_K = 20
 ROWS = 512  # of which validation and fit look at a time
 FIT_ROWS = 1000
@@ -31,8 +32,8 @@ class VAE(Detector):
     """Variational and importance-weighted autoencoders with one or two stochastic layers, for tables and images.
 
     Args:
-        likelihood: p(x | z) of numbers; null = student_t for rows, continuous_bernoulli for images. Boolean and one-hot
-            columns of a table always have their own, Bernoulli and categorical.
+        likelihood: p(x | z) of numbers; null = student_t for rows, continuous_bernoulli for images, bernoulli with
+            binarise. Boolean and one-hot columns of a table always have their own, Bernoulli and categorical.
         scale: gaussian: one sigma fixed at 1, one a feature, or one a feature and sample, from the decoder.
         floor: least sigma of gaussian and student_t, in units of x (standard deviations for tables).
         network: mlp, or conv for images.
@@ -47,14 +48,16 @@ class VAE(Detector):
         groups: miwae, piwae: M groups, each of k / M samples.
         beta: ciwae: share of the ELBO.
         binarise: images: x ~ Bernoulli(pixel), anew at every presentation.
-        missing: none = rows must be complete; random = gaps tell nothing (MIWAE, Mattei and Frellsen 2019); absence = which
-            values are missing is modelled, too (not-MIWAE, Ipsen et al. 2021), with likelihood gaussian.
-        hide: with `missing`: share of the values that are hidden in training besides.
+        missing: none = rows must be complete; random = gaps tell nothing (MIWAE, Mattei and Frellsen 2019); absence =
+            which values are missing is modelled, too (not-MIWAE, Ipsen et al. 2021), with likelihood gaussian.
+        hide: missing=random: share of the values that are hidden in training besides; with absence that would teach a
+            wrong one.
         members: models that are trained side by side, for score_by=waic.
         background: share of the entries replaced by noise in a second model's training, for score_by=llr; null = none.
         score_by: neg_elbo, neg_iwae (-L_k), recon_prob, recon_err, recon_err_sir, latent_kl, bound_gap, llr,
             input_complexity, regret, waic or typicality.
-        draws: samples of z a row for the score; null = 128 for neg_iwae, bound_gap and recon_err_sir, 64 for others.
+        draws: samples of z a row for the score; null = 128 for neg_iwae, typicality, bound_gap and recon_err_sir, else
+            64.
         diagnose: rows of the held-out and the test sets that the run's diagnostics look at; 0 = none.
         epochs: most epochs to train.
         min_steps: more epochs where `epochs` would give fewer optimiser steps than this.
@@ -124,6 +127,10 @@ class VAE(Detector):
             raise UserError("missing=absence draws the missing values: set detector.likelihood=gaussian")
         if missing != "none" and (binarise or likelihood == "categorical"):
             raise UserError("missing values are for tables: leave detector.binarise and likelihood=categorical away")
+        if binarise and likelihood not in (None, "bernoulli"):
+            raise UserError(
+                f"binarise=true leaves 0 and 1, and likelihood={likelihood}: set detector.likelihood=bernoulli"
+            )
         if validation >= 1 or hide >= 1:
             raise UserError(f"validation={validation} and hide={hide} are shares: set them below 1")
         if score_by == "waic" and members < 2:
@@ -159,7 +166,10 @@ class VAE(Detector):
         self.is_image = len(shape) > 1
         D = math.prod(shape)
         self.block_of = block_of_column(spec.blocks, D)
-        name = self.likelihood or ("continuous_bernoulli" if self.is_image else "student_t")
+        if self.score_by == "input_complexity" and not self.is_image:
+            raise UserError("score_by=input_complexity compresses images, and these are rows: set backbone=pixels")
+        grey = "bernoulli" if self.binarise else "continuous_bernoulli"
+        name = self.likelihood or (grey if self.is_image else "student_t")
         hidden = self.hidden if self.hidden is not None else [200, 200] if self.is_image else [128, 64]
         latent = self.latent or (50 if self.is_image else min(16, max(2, D // 2)))
 
@@ -199,7 +209,7 @@ class VAE(Detector):
             model.start(x.flatten(1))
 
     def loss(self, views: Views, generator: torch.Generator) -> Tensor:
-        """-bound, mean over the rows, summed over the models; its value is the bound's, its gradient the estimator's."""
+        """-bound, mean over rows, summed over the models; its value is the bound's, its gradient the estimator's."""
         x = views.x.to(self.model.posterior.weight)
         total = x.new_zeros((), dtype=torch.float64)
         for model in self.all_models:
@@ -208,7 +218,7 @@ class VAE(Detector):
                 rows = noised(x, self.background or 0.0, self.block_of, generator)
             if self.binarise:
                 rows = binarised(rows, generator)
-            if self.gaps and self.hide:
+            if self.missing == "random" and self.hide:
                 rows = gaps_at_random(rows, self.hide, self.block_of, generator)
             noise = model.draw(self.samples, len(rows), generator)
             total = total + loss(model, rows, noise, self.objective)
@@ -225,6 +235,7 @@ class VAE(Detector):
     def fit(self, train: Views) -> None:
         """H, the mean of -L_k on (1,000 of) the rows held out of training, or of all rows where none were."""
         validating = held_out(len(train), self.recipe.validation or 1.0, self.seed)[1][:FIT_ROWS]
+        validating = validating if len(validating) else torch.arange(1)  # a single row
         rows = batches(train[validating.to(train.device)])
         nll = [scores.neg_iwae(self.model, self.rows(some), DRAWS["neg_iwae"], self.seed) for some in rows]
         self.entropy = torch.cat(nll).mean()
@@ -244,6 +255,10 @@ class VAE(Detector):
         if self.score_by == "regret":
             return regret(model, x, seed)
         return PLAIN[self.score_by](model, x, k, seed)
+
+    def attribute(self, views: Views) -> Tensor:
+        """(B, D) -log p(x_j | x_-j), nats: the surprise of each value given the others; 0 where it is missing."""
+        return attribution(self.model, self.rows(views), self.draws, self.seed, self.block_of)
 
 
 PLAIN = {

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from outlie.errors import UserError
+from outlie.results import ood_table
 
 # What a metric says, beside its key.
 MEANING = {
@@ -29,14 +30,6 @@ MEANING = {
     "detection_error": "best mean of both errors",
 }
 
-
-SETS = {
-    "auroc": "auroc",
-    "average_precision": "average precision",
-    "fpr95_ood_positive": "fpr95 ood positive",
-    "fpr95_id_positive": "fpr95 id positive",
-    "recall_at_fpr01": "recall at fpr01",
-}
 COLLAPSE = {"NC1": "nc1", "NC2": "nc2_equiangularity", "NC3": "nc3", "NC4": "nc4"}
 GROUP = ("auroc", "average_precision", "f1_at_k", "recall_at_fpr01")  # what fits beside a name in 80 columns
 
@@ -65,7 +58,7 @@ def render(result: Mapping[str, Any], run_dir: Path, console: Console | None = N
         console.print(Text(f"failed: {reason}", style="bold red"))
     several = len(result.get("protocols") or {}) > 1
     if several:
-        console.print(_sets(result))
+        console.print(ood_table.table(result))
         _say(console, [realised_in_words(result, name, name) for name in result["protocols"]])
     for name, metrics in () if several else (result.get("metrics") or {}).items():
         console.print(Padding(_heading(result, name), (1, 0, 0, 0)))
@@ -75,7 +68,8 @@ def render(result: Mapping[str, Any], run_dir: Path, console: Console | None = N
     if result.get("metrics") and not result.get("threshold"):
         _say(console, ["No threshold: this protocol keeps no calibration rows, the recall is read off the test set."])
     costs = [latency_in_words(result.get("latency")), cost_in_words(result.get("cost"))]
-    _say(console, [classifier_in_words(result.get("classifier")), *costs], above=1)
+    said = [classifier_in_words(result.get("classifier")), *density_in_words(result.get("density"))]
+    _say(console, [*said, *costs], above=1)
     warnings = dict.fromkeys([(result.get("threshold") or {}).get("warning"), *(result.get("findings") or [])])
     _say(console, [f"! {warning}" for warning in warnings if warning], style="yellow", above=1)
     files = sorted(path.name for path in run_dir.glob("[!.]*") if path.is_file())
@@ -110,28 +104,6 @@ def render_group(results: list[Mapping[str, Any]], console: Console | None = Non
     console.print(table)
 
 
-def _sets(result: Mapping[str, Any]) -> Table:
-    """One line for each out-of-distribution set, the unweighted mean below the sets of each protocol."""
-    metrics, means = result["metrics"], result.get("means") or {}
-    shown = [key for key in SETS if any(key in values for values in metrics.values())]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("\n% (rows)", no_wrap=True)
-    for key in shown:
-        table.add_column("\n".join(SETS[key].split(" ", 1)), justify="right")
-
-    def line(name: str, values: Mapping[str, Any], style: str = "") -> None:
-        cells = ["-" if values.get(key) is None else f"{100 * values[key]:.2f}" for key in shown]
-        table.add_row(Text(name), *cells, style=style)
-
-    for protocol in means:
-        for name, own in result["protocols"].items():
-            if own == protocol:
-                line(f"{name} ({_get(result, 'counts', name, 'anomalies') or 0:,})", metrics[name])
-        line(f"{protocol}, mean", means[protocol], "bold")
-        table.add_section()
-    return table
-
-
 def classifier_in_words(classifier: Mapping[str, Any] | None) -> str | None:
     """How accurate the classifier is, and how far its features have collapsed onto their class means."""
     if not classifier:
@@ -144,6 +116,28 @@ def classifier_in_words(classifier: Mapping[str, Any] | None) -> str | None:
     if collapse:
         sentences.append("Neural collapse (0 = complete): " + ", ".join(f"{k} {v:.3g}" for k, v in collapse.items()))
     return ". ".join(sentences) + "." if sentences else None
+
+
+def density_in_words(density: Mapping[str, Any] | None) -> list[str | None]:
+    """What the density model gives rows it did not train on, what its encoder loses, where not to trust its weights."""
+    if not density:
+        return []
+    name, sets = density["reference"], density["sets"]
+    known = sets[name]
+    bound, gap, own = known["bounds"]["5000"], known["inference_gap"]["mean"], known["amortisation_gap"]["mean"]
+    error = f" (SE {bound['se']:.2g})" if bound["se"] is not None else ""
+    lost = "" if gap is None else f", inference gap {gap:.2g} nats"
+    lost += f" ({own:.2g} of it amortisation)" if lost and own is not None else ""
+    layers = zip(density["active_units"], density["latent_units"], strict=True)
+    units = " and ".join(f"{active} of {all_units}" for active, all_units in layers)
+    level = "-inf" if bound["mean"] is None else f"{bound['mean']:.4g}"
+    rows = f"{known['rows']:,} {'held-out' if name == 'held_out' else name} rows"
+    worst = sorted(sets, key=lambda one: (one != name, -sets[one]["pareto_k_above"]))[:4]
+    shares = ", ".join(f"{_percent(sets[one]['pareto_k_above'])} of {one} rows" for one in worst)
+    return [
+        f"Density: L_5000 = {level} nats on {rows}{error}{lost}, {units} latent units active.",
+        f"Pareto k above 0.7 (weights not to be trusted): {shares}.",
+    ]
 
 
 def recall_in_words(result: Mapping[str, Any], name: str) -> str | None:

@@ -1,0 +1,98 @@
+"""AUROC of every density score, Fashion-MNIST (in distribution) against MNIST, and the other way round, on 1,000 images each.
+
+    OUTLIE_DATA=../shared/data python benchmarks/density_scores.py 0 [OVERRIDES of experiment=fashion_density_cpu]
+
+One training a direction and seed serves every score. Published numbers stand beside where there are any (other networks: not a
+reproduction). typicality is also computed over groups of 2 and 10 rows of one set.
+"""
+
+import contextlib
+import csv
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from outlie.build import build
+from outlie.cli import main
+from outlie.commands.train import plain
+from outlie.compose import compose
+from outlie.density.scores import typicality
+from outlie.detectors.base import Views
+from outlie.detectors.vae import DRAWS, VAE
+from outlie.results import checkpoint, store
+
+OUTPUT = "outputs/benchmarks"
+IMAGES, ROWS = 1000, 100
+SCORES = [
+    "neg_elbo", "neg_iwae", "recon_prob", "recon_err", "recon_err_sir", "latent_kl", "bound_gap", "llr",
+    "input_complexity", "regret", "waic", "typicality",
+]  # fmt: skip
+DIRECTIONS = {"fashion_mnist": "mnist", "mnist": "fashion_mnist"}
+# reference/iwae_tables.csv, ood_auroc_lpath
+PUBLISHED = {("fashion_mnist", "neg_elbo"): 87, ("mnist", "neg_elbo"): 100, ("fashion_mnist", "regret"): 99}
+COLUMNS = ["id", "ood", "seed", "score", "auroc", "published", "seconds_per_1000_rows", "code_version"]
+
+
+def trained(id_set: str, ood: str, seed: int, more: list[str]) -> tuple[VAE, dict[str, Views], str]:
+    """The detector of a direction, trained or found, its test images, and the version of the code that trained it."""
+    words = ["experiment=fashion_density_cpu", f"dataset.id={id_set}", f"dataset.far=[{ood}]", f"seed={seed}"]
+    words += ["metrics=fast", "trainer.threads=1", "trainer.progress=off", f"output_dir={OUTPUT}", *more]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        if main(["train", *words]):
+            raise SystemExit(said.getvalue())
+    cfg = plain(compose("train", words))
+    folder = store.run_folder(cfg)
+    detector, backbone = build(cfg["detector"]), build(cfg["backbone"])
+    assert isinstance(detector, VAE)
+    checkpoint.load_model(folder / "model.ckpt", backbone, detector)
+    tests = build(cfg["dataset"]).load(seed).tests
+    result = store.read_result(folder)
+    assert result is not None
+    return detector, {name: backbone(rows.x[:IMAGES]) for name, rows in tests.items()}, result["code_version"]
+
+
+def scored(detector: VAE, views: Views) -> np.ndarray:
+    """Scores of all rows, some at a time."""
+    with torch.no_grad():
+        return torch.cat([detector.score(views[rows]) for rows in torch.arange(len(views)).split(ROWS)]).numpy()
+
+
+def auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
+    """In percent, by scikit-learn."""
+    label = np.repeat([0, 1], [len(normal), len(anomalous)])
+    return round(100 * float(roc_auc_score(label, np.concatenate([normal, anomalous]))), 2)
+
+
+if __name__ == "__main__":
+    rows = []
+    for seed in (int(word) for word in sys.argv[1].split(",")):
+        for id_set, ood in DIRECTIONS.items():
+            detector, tests, version = trained(id_set, ood, seed, sys.argv[2:])
+            for name in SCORES:
+                detector.score_by, detector.draws = name, DRAWS.get(name, 64)
+                start = time.process_time()
+                normal, anomalous = (scored(detector, tests[part]) for part in ("test", ood))
+                cost = round((time.process_time() - start) * 1000 / (len(normal) + len(anomalous)), 1)
+                found = {name: auroc(normal, anomalous)}
+                if name == "neg_iwae":
+                    for group in (2, 10):
+                        sets = [torch.from_numpy(one) for one in (normal, anomalous)]
+                        values = [typicality(one, detector.entropy.item(), group).numpy() for one in sets]
+                        found[f"typicality of {group} rows"] = auroc(*values)
+                for score, value in found.items():
+                    line = {"id": id_set, "ood": ood, "seed": seed, "score": score, "auroc": value}
+                    line |= {"published": PUBLISHED.get((id_set, score), ""), "seconds_per_1000_rows": cost}
+                    rows.append(line | {"code_version": version})
+                    print(rows[-1], flush=True)
+    with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
