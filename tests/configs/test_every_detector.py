@@ -90,7 +90,7 @@ OTHER = {
     "rec_start": 3, "steps": 3, "forward_noise": "true", "posterior_noise": "true", "k": 3, "T": 77, "scorer": "mode",
     "aggregate": "mean", "gamma": 0.5, "M": 2, "alpha": 2, "below": "zero", "percentile": 50, "denominator": "raw",
     "max_logit": "true", "noise": 0.002, "distance": "origin", "metric": "cosine", "power": 2, "threshold": 0.1,
-    "blocks": "last",
+    "blocks": "last", "score_by": "recon_err", "draws": 5, "diagnose": 0,
 }  # fmt: skip
 OWN = {
     ("diffusion", "score_by"): "full_path", ("dte_c", "score_by"): "mode", ("dte_ig", "score_by"): "raw",
@@ -156,6 +156,21 @@ AUTHORS = {
     "vit_cifar": (100, False, "same", True, True),
 }
 NECO = {f"neco/paper_{name}": dict(zip(COLUMNS, values, strict=True)) for name, values in AUTHORS.items()}
+# specification of IWAE, section 3: what Burda et al.'s code does; two layers of 100 and 50 or one of 50
+BURDA = {
+    "schedule": "burda", "epochs": 3280, "batch_size": 20, "lr": 1e-3, "weight_decay": 0.0, "clip_norm": 0,
+    "validation": 0, "patience": 0, "likelihood": "bernoulli", "binarise": True, "hidden": [200, 200],
+    "activation": "tanh", "network": "mlp", "k": 50, "estimator": "standard", "members": 1, "background": None,
+}  # fmt: skip
+LAYERS = {
+    "paper": {"latent": 50, "latent_2": None},
+    "paper_2l": {"latent": 100, "latent_2": 50, "hidden_2": [100, 100]},
+}
+AUTOENCODERS = {
+    f"{name}/{preset}": BURDA | layers | {"objective": objective}
+    for name, objective in (("vae", "elbo"), ("iwae", "iwae"))
+    for preset, layers in LAYERS.items()
+}
 # specification of Livernoche et al. 2024: sections 3 (DDPM), 5 (DTE-NP, KNN), 6 (DTE-C, DTE-IG)
 PAPER = {
     "diffusion/paper": RELEASED
@@ -168,6 +183,7 @@ PAPER = {
     "knn/paper": {"k": 5, "aggregate": "kth"},
     "knn/paper_unsup": {"k": 32, "aggregate": "kth"},
     **NECO,
+    **AUTOENCODERS,
     "gram/paper": {"powers": 10},
     # specification of NECO: what its authors' code runs the baselines with
     "residual/neco_paper": {"d": 300},

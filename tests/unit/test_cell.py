@@ -255,7 +255,7 @@ def test_what_is_suspicious_about_a_detector(ground, split):
 
 def test_a_backbone_that_is_not_trained_is_ready_at_once(split):
     cfg = CFG | {"backbone": {"_target_": "outlie.backbones.identity.Identity"}, "allow": []}
-    backbone, spent = cell.ready_backbone(cfg, split, OPTIONS, lambda losses: None)
+    backbone, spent = cell.ready_backbone(cfg, split, OPTIONS, lambda losses, validation: None)
     assert spent == {} and not backbone.training
 
 
@@ -265,13 +265,13 @@ def test_a_network_is_trained_once_for_all_detectors(split, tmp_path):
     cfg = CFG | {"backbone": section, "dataset": dataset, "allow": [], "output_dir": str(tmp_path)}
     told: list[int] = []
     torch.manual_seed(1)
-    first, spent = cell.ready_backbone(cfg, split, OPTIONS, lambda losses: told.append(len(losses)))
+    first, spent = cell.ready_backbone(cfg, split, OPTIONS, lambda losses, validation: told.append(len(losses)))
     torch.manual_seed(2)  # what ran before does not matter
-    again, same = cell.ready_backbone(cfg | {"detector": {"_target_": "x"}}, split, OPTIONS, lambda losses: None)
+    again, same = cell.ready_backbone(cfg | {"detector": {"_target_": "x"}}, split, OPTIONS, lambda losses, validation: None)
     assert told == [1, 2] and same == spent and not again.training
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])
-    other, _ = cell.ready_backbone(cfg | {"seed": 8}, split, OPTIONS, lambda losses: None)
+    other, _ = cell.ready_backbone(cfg | {"seed": 8}, split, OPTIONS, lambda losses, validation: None)
     assert not torch.equal(first.head.weight, other.head.weight)
 
 

@@ -321,7 +321,7 @@ def test_modelling_the_absence_helps_where_large_values_are_missing(tmp_path):
     options = {"lr": 3e-3, "epochs": 120, "k": 5}
     models = {
         "miwae": trained(x, tmp_path / "a", missing="random", **options),
-        "not_miwae": trained(x, tmp_path / "b", missing="absence", likelihood="gaussian", hide=0.0, **options),
+        "not_miwae": trained(x, tmp_path / "b", missing="absence", likelihood="gaussian", **options),
     }
     for name, detector in models.items():
         filled = impute(detector.model, x, 1000, 0)

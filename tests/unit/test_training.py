@@ -256,7 +256,7 @@ def test_same_seed_same_weights_other_seed_others(tmp_path):
 
 def trained(detector: Detector, folder: Path, force: bool = False) -> dict:
     set_up(detector, Spec({"x": (3,)}))
-    return stages.trained(detector, some_rows(), 0, OPTIONS, folder, "", lambda losses: None, force=force)
+    return stages.trained(detector, some_rows(), 0, OPTIONS, folder, "", lambda losses, validation: None, force=force)
 
 
 def test_a_training_that_is_done_is_found_not_repeated(tmp_path):

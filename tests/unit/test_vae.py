@@ -207,6 +207,32 @@ def test_same_seed_same_scores_bit_by_bit(tmp_path):
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
+def test_interrupted_and_resumed_gives_the_same_weights(tmp_path):
+    views, options = table(), SMALL | {"epochs": 5, "members": 2, "background": 0.2}
+    run = Options(accelerator="cpu", threads=1, checkpoint_seconds=0)
+
+    def train(folder, steps: int | None = None) -> VAE:
+        detector, done = fresh(views, **options), []
+        original = detector.loss
+
+        def loss(views, generator):
+            done.append(0)
+            if len(done) == steps:
+                raise RuntimeError("killed")
+            return original(views, generator)
+
+        detector.loss = loss
+        stages.train(detector, views, SEED, run, folder)
+        assert len(done) == (10 if steps is None and folder.name == "straight" else 10 - 6)
+        return detector
+
+    straight = train(tmp_path / "straight")
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "broken", 8)  # in the fourth of five epochs of two batches
+    resumed = train(tmp_path / "broken").state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.state_dict().items())
+
+
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "miwae", "ciwae", "piwae"])
 @pytest.mark.parametrize("estimator", ["standard", "stl", "dreg"])
 def test_every_objective_learns(objective, estimator, tmp_path):
