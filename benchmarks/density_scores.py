@@ -1,9 +1,9 @@
-"""AUROC of every density score, Fashion-MNIST (in distribution) against MNIST, and the other way round, on 1,000 images each.
+"""AUROC of every density score, Fashion-MNIST (in distribution) against MNIST, and the other way round.
 
     OUTLIE_DATA=../shared/data python benchmarks/density_scores.py 0 [OVERRIDES of experiment=fashion_density_cpu]
 
-One training a direction and seed serves every score. Published numbers stand beside where there are any (other networks: not a
-reproduction). typicality is also computed over groups of 2 and 10 rows of one set.
+1,000 images of each. One training a direction and seed serves every score. Published numbers stand beside where there
+are any (other networks: not a reproduction). typicality is also computed over groups of 2 and 10 rows of one set.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""What k costs: CPU time of a training step against the multiply-adds it needs, and memory and time of L_5000 on 10,000 images.
+"""What k costs: CPU time of a training step against its multiply-adds; time and memory of L_5000 on 10,000 images.
 
-    python benchmarks/iwae_cost.py            MNIST's one-layer network, 784-200-200-50; random pixels: values do not matter
+    python benchmarks/iwae_cost.py            MNIST's one-layer network, 784-200-200-50, on random pixels
 
-The ratio of multiply-adds of specification of IWAE, section 10, is (216.8 + 206.8 k) / 423.6 (thousands). CPU seconds of one
-thread, the least of several rounds, k by turns, so that a busy machine disturbs all alike. Memory is the process's peak.
+The ratio of multiply-adds of specification of IWAE, section 10, is (216.8 + 206.8 k) / 423.6 (thousands). CPU seconds
+of one thread, the least of several rounds, k by turns, so that a busy machine disturbs all alike. Memory: the peak.
 """
 
 import csv

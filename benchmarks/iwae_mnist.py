@@ -1,8 +1,9 @@
-"""Test NLL of VAE and IWAE on MNIST, L_5000 on 2,000 binarised test images, beside the published numbers of the full schedule.
+"""Test NLL of VAE and IWAE on MNIST, L_5000 on 2,000 binarised test images, beside the published numbers.
 
     OUTLIE_DATA=../shared/data python benchmarks/iwae_mnist.py 0,1 50,5,1 [OVERRIDES of experiment=mnist_iwae_cpu]
 
-Models trained already are found, not trained again. One thread. The published schedule is 3,280 epochs; ours is the experiment's.
+Models trained already are found, not trained again. One thread. The published schedule is 3,280 epochs; ours is the
+experiment's.
 Standard errors are over the images; one binarisation, seed 123, as in the official evaluation.
 """
 

@@ -37,7 +37,7 @@ examples:
   run eval run=digits_ood-neco 'detectors=[neco,vim,odin]'""",
     "figure": """Usage: run figure NAME [file=PICTURE.png|.svg] [seed=N] [KEY=VALUE]
 
-Draws a figure of a paper and writes a table of its numbers beside it; into outputs/figures/ unless file= says otherwise.
+Draws a figure of a paper, and writes a table of its numbers beside it; into outputs/figures/ by default.
 
   iwae_mixture          q_EW on a mixture in the plane, k = 1, 10, 100 (Cremer et al. 2017)
   iwae_one_d            resampling from q_EW, and q~_IW for single draws, in one dimension

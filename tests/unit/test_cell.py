@@ -267,7 +267,8 @@ def test_a_network_is_trained_once_for_all_detectors(split, tmp_path):
     torch.manual_seed(1)
     first, spent = cell.ready_backbone(cfg, split, OPTIONS, lambda losses, validation: told.append(len(losses)))
     torch.manual_seed(2)  # what ran before does not matter
-    again, same = cell.ready_backbone(cfg | {"detector": {"_target_": "x"}}, split, OPTIONS, lambda losses, validation: None)
+    elsewhere = cfg | {"detector": {"_target_": "x"}}
+    again, same = cell.ready_backbone(elsewhere, split, OPTIONS, lambda losses, validation: None)
     assert told == [1, 2] and same == spent and not again.training
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])

@@ -240,6 +240,18 @@ def test_not_miwaes_surprise_is_given_that_the_value_is_there():
         assert found[j] == pytest.approx(-known, abs=0.03)
 
 
+def test_surprise_where_absence_tells_nothing_is_miwaes():
+    plain, modelled = linear_model(), linear_model(absence=True)
+    modelled.slope.zero_()  # values are missing with probabilities that do not depend on them
+    generator = torch.Generator().manual_seed(1)
+    for model in (plain, modelled):
+        model.posterior.weight.copy_(0.1 * torch.randn(4, 6, generator=generator.manual_seed(1), dtype=torch.float64))
+    x = torch.cat([row_of(case) for case in CASES])
+    wanted = attribution(plain, x, 50, 3, EACH_COLUMN)
+    torch.testing.assert_close(attribution(modelled, x, 50, 3, EACH_COLUMN), wanted, rtol=1e-10, atol=1e-12)
+    assert (wanted[~x.isnan()] != 0).all()
+
+
 # --- tables that mix numbers, booleans and texts
 
 

@@ -262,7 +262,7 @@ def code_version() -> str:
 
 
 def write_curve(path: Path, losses: list[float], validation: list[float] | None = None) -> None:
-    """metrics.csv: the loss of every epoch, on training rows and, where there are some, on rows held out of training."""
+    """metrics.csv: the loss of every epoch, on training rows and, where there are some, on rows held out."""
     lines = [f"{epoch},{loss!r}" for epoch, loss in enumerate(losses)]
     if validation:
         lines = [f"{line},{loss!r}" for line, loss in zip(lines, validation)]
