@@ -1,6 +1,6 @@
 """How well gaps are filled: means, MIWAE and not-MIWAE on scikit-learn's tables; writes iwae_missing.csv.
 
-    OMP_NUM_THREADS=1 python benchmarks/iwae_missing.py
+    python benchmarks/iwae_missing.py [wine|breast_cancer mcar|mnar]
 
 A share of the values is hidden, models are trained on what is left, standardised by what is left, and fill the same
 rows (the protocol of Ipsen et al. 2021). The error is in standard deviations of the complete columns.
@@ -9,12 +9,15 @@ rows (the protocol of Ipsen et al. 2021). The error is in standard deviations of
     mnar   values above the column's mean, in the first half of the columns (self-masking)
 
 `miwae`, `not_miwae`: the yamls as they are. `miwae_gaussian`: not_miwae without its model of the absence.
-Three seeds: of the rows' order, of what is hidden (mcar), of the weights and the batches.
+Three seeds: of the rows' order, of what is hidden (mcar), of the weights and the batches. Rows of the csv that are
+computed again are replaced. About 4 CPU minutes for everything, 3 of them for breast_cancer.
 """
 
 import csv
+import itertools
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -76,15 +79,17 @@ def measure(method: str, x: Tensor, gone: Tensor, seed: int) -> tuple[float, flo
 
 
 if __name__ == "__main__":
-    with Path(__file__).with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for table in TABLES:
-            for absence in ("mcar", "mnar"):
-                for method in ("mean", *MODELS):
-                    cells = [measure(method, *hidden(table, absence, seed), seed) for seed in range(SEEDS)]
-                    errors, spent = zip(*cells)
-                    numbers = [f"{statistics.mean(errors):.3f}", f"{statistics.stdev(errors):.3f}"]
-                    line = [table, absence, method, SEEDS, *numbers, f"{statistics.mean(spent):.1f}"]
-                    writer.writerow([*line, store.code_version()])
-                    print(*line, flush=True)
+    out = Path(__file__).with_suffix(".csv")
+    known = {tuple(row.values())[:3]: row for row in csv.DictReader(out.open())} if out.exists() else {}
+    tables, absences = ([word] for word in sys.argv[1:3]) if sys.argv[1:] else (list(TABLES), ["mcar", "mnar"])
+    for table, absence, method in itertools.product(tables, absences, ("mean", *MODELS)):
+        cells = [measure(method, *hidden(table, absence, seed), seed) for seed in range(SEEDS)]
+        errors, spent = zip(*cells)
+        numbers = [f"{statistics.mean(errors):.3f}", f"{statistics.stdev(errors):.3f}", f"{statistics.mean(spent):.1f}"]
+        row = dict(zip(COLUMNS, (table, absence, method, str(SEEDS), *numbers, store.code_version())))
+        known[table, absence, method] = row
+        with store.whole(out) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(known.values())
+        print(*row.values(), flush=True)

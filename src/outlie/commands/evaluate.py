@@ -116,7 +116,7 @@ def compute(
             f"the run was trained on {len(columns)} columns ({', '.join(columns[:5])}, ...), these data have "
             f"{len(split.columns)} ({', '.join(split.columns[:5])}, ...)"
         )
-    if now["explain"] and "network" in backbone.provides:
+    if now["explain"] and ("network" in backbone.provides or not columns):
         raise UserError("explain=true tells which columns of a table made the score: it needs backbone=identity")
     tests = {"test": every_row(split)} if other else split.tests
     ground = cell.Ground(

@@ -131,8 +131,8 @@ class VAE(Detector):
             raise UserError(
                 f"binarise=true leaves 0 and 1, and likelihood={likelihood}: set detector.likelihood=bernoulli"
             )
-        if validation >= 1 or hide >= 1:
-            raise UserError(f"validation={validation} and hide={hide} are shares: set them below 1")
+        if validation >= 1 or hide >= 1 or beta > 1:
+            raise UserError(f"validation={validation}, hide={hide} and beta={beta} are shares: set them below 1")
         if score_by == "waic" and members < 2:
             raise UserError("score_by=waic compares models: set detector.members=5")
         if score_by == "llr" and background is None:
@@ -168,6 +168,11 @@ class VAE(Detector):
         self.block_of = block_of_column(spec.blocks, D)
         if self.score_by == "input_complexity" and not self.is_image:
             raise UserError("score_by=input_complexity compresses images, and these are rows: set backbone=pixels")
+        if self.missing == "absence" and any(kind != "number" for kind, _ in spec.blocks):
+            raise UserError(
+                "missing=absence draws numbers, and some columns are booleans or texts: set detector=miwae, or "
+                "dataset.categorical=drop"
+            )
         grey = "bernoulli" if self.binarise else "continuous_bernoulli"
         name = self.likelihood or (grey if self.is_image else "student_t")
         hidden = self.hidden if self.hidden is not None else [200, 200] if self.is_image else [128, 64]
