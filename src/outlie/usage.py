@@ -5,6 +5,7 @@ import textwrap
 from outlie import catalog
 
 WIDTH = 100
+NO_BREAK = "\N{NO-BREAK SPACE}"  # a choice and its presets stay on one line
 OPTIONS = """options:
   --config-dir DIR   your own configs, searched before ours; may be repeated
   --config FILE      a stored run's config.yaml: its values are the base, overrides go on top
@@ -119,9 +120,8 @@ def command(name: str, config_dirs: tuple[str, ...] = ()) -> str:
 
 
 def _wrapped(head: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
-    ) or [head.rstrip()]
+    lines = textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False)
+    return [line.replace(NO_BREAK, " ") for line in lines] or [head.rstrip()]
 
 
 def _folded(names: list[str]) -> list[str]:
@@ -130,7 +130,7 @@ def _folded(names: list[str]) -> list[str]:
     for name in names:
         if "/" not in name:
             below = [one.partition("/")[2] for one in names if one.startswith(name + "/")]
-            folded.append(f"{name} (/{', /'.join(below)})" if below else name)
+            folded.append(f"{name}{NO_BREAK}(/{', /'.join(below)})" if below else name)
         elif name.partition("/")[0] not in names:
             folder = name.partition("/")[0]
             below = [one.partition("/")[2] for one in names if one.startswith(folder + "/")]
