@@ -57,6 +57,13 @@ def report(detector: VAE, ground: Ground) -> Report:
     with cost.seconds() as spent:
         found = _report(detector, ground)
     found.numbers.update(seconds=spent.wall, cpu_seconds=spent.cpu)
+    for name, one in found.looks.items():
+        n = one.numbers
+        log.info(
+            "density   %s: L_1 %.4g, L_5000 %.4g nats, KL %.3g, reconstruction %.4g, ESS %.2g %%, Pareto k %.2g",
+            name, n["bounds"]["1"]["mean"], n["bounds"]["5000"]["mean"], n["kl"]["mean"], n["reconstruction"]["mean"],
+            100 * n["ess_share"], n["pareto_k"],
+        )  # fmt: skip
     for finding in findings(found):
         log.info("finding   %s", finding)
     log.info("density   looked at %d sets, %.1f s (CPU %.1f s)", len(found.looks), spent.wall, spent.cpu)
