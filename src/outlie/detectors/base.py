@@ -88,8 +88,8 @@ class Detector(nn.Module):
 
     `setup(spec)`            builds what depends on sizes; called once, before everything else, or before loading.
     `loss(views, generator)` define it and Lightning trains you; every random draw comes from `generator`.
-    `prepare(train)`         called once before a fresh training, with every training view: what starts at the data's mean.
-    `validate(views)`        mean loss on the rows that `recipe.validation` holds out; the best epoch's weights are kept.
+    `prepare(train)`         called once before a fresh training with every view: what starts at the mean of the data.
+    `validate(views)`        mean loss on the rows that `recipe.validation` holds out; the best weights are kept.
     `stop(losses)`           true ends the training after this epoch; losses are the epochs' means so far.
     `fit(train)`             define it and it is called once, with every training view of every rank.
     `score(views)`           required: (B,) or (B, H, W), higher = more anomalous, each row as if it came alone.
