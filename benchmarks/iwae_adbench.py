@@ -1,7 +1,7 @@
 """Recommended VAE and IWAE beside the published VAE column (PyOD's VAE) of Livernoche et al. 2024: AUC-ROC, dte_semi.
 
-    OUTLIE_DATA=../shared/data python benchmarks/dte_cells.py iwae,vae breastw,cardio,... 0-0      computes the cells
-    python benchmarks/iwae_adbench.py                                                              this table of them
+OUTLIE_DATA=../shared/data python benchmarks/dte_cells.py iwae,vae breastw,cardio,... 0-0      computes the cells
+python benchmarks/iwae_adbench.py                                                              this table of them
 """
 
 import csv
