@@ -36,7 +36,7 @@ SCORES = [
     "input_complexity", "regret", "waic", "typicality",
 ]  # fmt: skip
 DIRECTIONS = {"fashion_mnist": "mnist", "mnist": "fashion_mnist"}
-# reference/iwae_tables.csv, ood_auroc_lpath
+# src/outlie/results/published/iwae_tables.csv, ood_auroc_lpath
 PUBLISHED = {("fashion_mnist", "neg_elbo"): 87, ("mnist", "neg_elbo"): 100, ("fashion_mnist", "regret"): 99}
 COLUMNS = ["id", "ood", "seed", "score", "auroc", "published", "seconds_per_1000_rows", "code_version"]
 

@@ -29,7 +29,7 @@ from outlie.results import checkpoint, store
 
 OUTPUT = "outputs/benchmarks"
 K, IMAGES, ROWS = 5000, 2000, 200
-# Burda et al. 2016, table 1, as reference/iwae_tables.csv quotes it: MNIST, dynamic binarisation, one stochastic layer
+# Burda et al. 2016, table 1 (src/outlie/results/published/iwae_tables.csv): MNIST, dynamic binarisation, one layer
 PUBLISHED = {1: 86.76, 5: 85.54, 50: 84.78}
 COLUMNS = [
     "k", "seed", "epochs", "batch_size", "test_nll_5000", "standard_error", "images", "published_3280_epochs",
