@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from outlie.detectors.base import Views
+from outlie.gather import mean_over_ranks
 
 
 def held_out(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -21,7 +22,7 @@ def held_out(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
 class Validation:
     """Keeps the weights of the epoch with the lowest loss on the rows `views`, and says when to stop.
 
-    Every rank looks at all rows with the same weights, so all ranks agree.
+    Every rank looks at all rows with the same weights; the mean over ranks makes them agree to the last digit.
 
     Args:
         patience: epochs without a lower loss before training stops; 0 = never.
@@ -36,7 +37,7 @@ class Validation:
     def stops(self, module: Any) -> bool:
         """Look at the weights after an epoch."""
         module.eval()
-        self.losses.append(float(module.validate(self.views)))
+        self.losses.append(float(mean_over_ranks(module.validate(self.views))))
         module.train()
         losses = [math.inf if math.isnan(loss) else loss for loss in self.losses]  # NaN is never the least of several
         since = len(losses) - 1 - losses.index(min(losses))
