@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from outlie.results import density_report
+
 from .conftest import only, result_of
 
 TABLE = (
@@ -54,6 +56,10 @@ def test_the_report_of_a_table(table, train, run, tmp_path):
         lines = list(csv.DictReader(file))
     assert len(lines) == 24
     assert float(lines[11]["mean"]) == density["sets"]["held_out"]["bounds"]["5000"]["mean"]
+    tracked = density_report.by_set(density)
+    assert tracked["density/test/bound_10"] == density["sets"]["test"]["bounds"]["10"]["mean"]
+    assert tracked["density/held_out/ess_share"] == density["sets"]["held_out"]["ess_share"]
+    assert all(isinstance(value, float | int) for value in tracked.values()) and density_report.by_set(None) == {}
     assert (folder / "density.png").read_bytes().startswith(b"\x89PNG")
     assert "Density: L_5000 = -" in done.out and "on 4 held-out rows (SE" in done.out
     assert "Pareto k above 0.7" in done.out and "of 2 latent units active" in done.out

@@ -131,6 +131,7 @@ def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[st
         store.write_json(folder / "result.json", result)
         trackers.summary(
             {f"{test}/{key}": value for test, values in result["metrics"].items() for key, value in values.items()}
+            | density_report.by_set(result.get("density"))
         )
         trackers.close(ok=True)
         render(result, folder)

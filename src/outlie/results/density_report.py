@@ -227,6 +227,18 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def by_set(numbers: dict[str, Any] | None) -> dict[str, float]:
+    """`density/<set>/<key>`: means over the rows of each set, for the trackers; {} without a density."""
+    found = {}
+    for name, one in (numbers or {"sets": {}})["sets"].items():
+        values = {f"bound_{k}": bound for k, bound in one["bounds"].items()} | one
+        for key, value in values.items():
+            number = value.get("mean") if isinstance(value, dict) else value
+            if number is not None:
+                found[f"density/{name}/{key}"] = number
+    return found
+
+
 def pictures(found: Report, folder: Path) -> list[Path]:
     """Write bounds.csv and draw density.png; the pictures."""
     from outlie.results import density_plots
