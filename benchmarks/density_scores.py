@@ -6,9 +6,7 @@
 are any (other networks: not a reproduction). typicality is also computed over groups of 2 and 10 rows of one set.
 """
 
-import contextlib
 import csv
-import io
 import os
 import sys
 import time
@@ -19,17 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
+from trained import trained
 
-from outlie.build import build
-from outlie.cli import main
-from outlie.commands.train import plain
-from outlie.compose import compose
 from outlie.density.scores import typicality
 from outlie.detectors.base import Views
 from outlie.detectors.vae import DRAWS, VAE
-from outlie.results import checkpoint, store
 
-OUTPUT = "outputs/benchmarks"
 IMAGES, ROWS = 1000, 100
 SCORES = [
     "neg_elbo", "neg_iwae", "recon_prob", "recon_err", "recon_err_sir", "latent_kl", "bound_gap", "llr",
@@ -39,24 +32,6 @@ DIRECTIONS = {"fashion_mnist": "mnist", "mnist": "fashion_mnist"}
 # src/outlie/results/published/iwae_tables.csv, ood_auroc_lpath
 PUBLISHED = {("fashion_mnist", "neg_elbo"): 87, ("mnist", "neg_elbo"): 100, ("fashion_mnist", "regret"): 99}
 COLUMNS = ["id", "ood", "seed", "score", "auroc", "published", "seconds_per_1000_rows", "code_version"]
-
-
-def trained(id_set: str, ood: str, seed: int, more: list[str]) -> tuple[VAE, dict[str, Views], str]:
-    """The detector of a direction, trained or found, its test images, and the version of the code that trained it."""
-    words = ["experiment=fashion_density_cpu", f"dataset.id={id_set}", f"dataset.far=[{ood}]", f"seed={seed}"]
-    words += ["metrics=fast", "trainer.threads=1", "trainer.progress=off", f"output_dir={OUTPUT}", *more]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
-        if main(["train", *words]):
-            raise SystemExit(said.getvalue())
-    cfg = plain(compose("train", words))
-    folder = store.run_folder(cfg)
-    detector, backbone = build(cfg["detector"]), build(cfg["backbone"])
-    assert isinstance(detector, VAE)
-    checkpoint.load_model(folder / "model.ckpt", backbone, detector)
-    tests = build(cfg["dataset"]).load(seed).tests
-    result = store.read_result(folder)
-    assert result is not None
-    return detector, {name: backbone(rows.x[:IMAGES]) for name, rows in tests.items()}, result["code_version"]
 
 
 def scored(detector: VAE, views: Views) -> np.ndarray:
@@ -75,7 +50,9 @@ if __name__ == "__main__":
     rows = []
     for seed in (int(word) for word in sys.argv[1].split(",")):
         for id_set, ood in DIRECTIONS.items():
-            detector, tests, version = trained(id_set, ood, seed, sys.argv[2:])
+            words = ["experiment=fashion_density_cpu", f"dataset.id={id_set}", f"dataset.far=[{ood}]", f"seed={seed}"]
+            _, result, detector, backbone, sets = trained([*words, *sys.argv[2:]])
+            tests, version = {name: backbone(part.x[:IMAGES]) for name, part in sets.items()}, result["code_version"]
             for name in SCORES:
                 detector.score_by, detector.draws = name, DRAWS.get(name, 64)
                 start = time.process_time()

@@ -7,9 +7,7 @@ experiment's.
 Standard errors are over the images; one binarisation, seed 123, as in the official evaluation.
 """
 
-import contextlib
 import csv
-import io
 import os
 import sys
 from pathlib import Path
@@ -18,16 +16,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from trained import trained
 
-from outlie.build import build
-from outlie.cli import main
-from outlie.commands.train import plain
-from outlie.compose import compose
 from outlie.density.scores import bound
-from outlie.detectors.vae import VAE
-from outlie.results import checkpoint, store
+from outlie.results import store
 
-OUTPUT = "outputs/benchmarks"
 K, IMAGES, ROWS = 5000, 2000, 200
 # Burda et al. 2016, table 1 (src/outlie/results/published/iwae_tables.csv): MNIST, dynamic binarisation, one layer
 PUBLISHED = {1: 86.76, 5: 85.54, 50: 84.78}
@@ -39,22 +32,12 @@ COLUMNS = [
 
 def measure(k: int, seed: int, more: list[str]) -> dict:
     """Train (or find) one model and evaluate it."""
-    words = ["experiment=mnist_iwae_cpu", f"detector.k={k}", f"seed={seed}", "metrics=fast", "trainer.threads=1"]
-    words += ["trainer.progress=off", f"output_dir={OUTPUT}", *more]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
-        if main(["train", *words]):
-            raise SystemExit(said.getvalue())
-    cfg = plain(compose("train", words))
-    folder = store.run_folder(cfg)
-    detector, backbone = build(cfg["detector"]), build(cfg["backbone"])
-    assert isinstance(detector, VAE)
-    checkpoint.load_model(folder / "model.ckpt", backbone, detector)
-    x = backbone(build(cfg["dataset"]).load(seed).tests["test"].x[:IMAGES]).x
+    words = ["experiment=mnist_iwae_cpu", f"detector.k={k}", f"seed={seed}", *more]
+    cfg, result, detector, backbone, tests = trained(words)
+    x = backbone(tests["test"].x[:IMAGES]).x
     x = (torch.from_numpy(np.random.RandomState(123).rand(*x.shape)) < x).float()
     with torch.no_grad():
         nll = -torch.cat([bound(detector.model, rows, K, 123 + i) for i, rows in enumerate(x.split(ROWS))])
-    result = store.read_result(folder)
-    assert result is not None
     return {
         "k": k, "seed": seed, "epochs": cfg["detector"]["epochs"], "batch_size": cfg["detector"]["batch_size"],
         "test_nll_5000": round(float(nll.mean()), 3), "standard_error": round(float(nll.std() / len(nll) ** 0.5), 3),

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from outlie.density import posterior, weights
 from outlie.density.latent import LOG_STD, LatentModel, Normal
-from outlie.density.objectives import NUMBERS_AT_ONCE, Objective, log_weights, loss, samples_at_once
+from outlie.density.objectives import Objective, log_weights, loss, samples_at_once
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 DRAWS = SIZES[-1]
@@ -45,7 +45,7 @@ def generator_of(model: LatentModel, seed: int) -> torch.Generator:
 
 def parts(model: LatentModel, x: Tensor) -> Iterator[Tensor]:
     """Rows, as many together as memory holds one sample of."""
-    yield from x.split(max(1, min(ROWS, NUMBERS_AT_ONCE // model.numbers_a_sample)))
+    yield from x.split(min(ROWS, samples_at_once(model, 1)))
 
 
 def independent_log_weights(
@@ -213,18 +213,15 @@ def gradient_noise(
 def bound_of_q_ew(model: LatentModel, x: Tensor, k: int, seed: int) -> Tensor:
     """(B,) L_VAE[q_EW] of one-layer models, from 100 points and a density of 1000 batches; errs upwards."""
     generator, found = generator_of(model, seed), []
-    at_once = max(1, NUMBERS_AT_ONCE // model.numbers_a_sample)
+    at_once = samples_at_once(model, 1)
     for row in x.split(1):  # k - 1 fresh samples for each of 1000 batches are a large batch already
         q = model.encode(row)
 
         def log_joint(z: Tensor, row: Tensor = row) -> Tensor:
             return torch.cat([model.log_joint(row, part) for part in z.split(at_once)])
 
-        z = posterior.draw(q, k * POINTS, generator)
-        log_w = posterior.log_weights(z, log_joint, q).view(k, POINTS)
-        points = posterior.resample(z.view(k, POINTS, -1), log_w, generator)[:, None]
-        log_q_ew = posterior.log_q_ew(points, log_joint, q, k, generator, BATCHES, at_once)
-        found.append((log_joint(points).double() - log_q_ew).mean(0).cpu())
+        log_ratio, _ = posterior.log_ratios(log_joint, q, k, generator, POINTS, BATCHES, at_once)
+        found.append(log_ratio.mean(0).cpu())
     return torch.cat(found)
 
 

@@ -44,7 +44,7 @@ def mixture_2d(path: Path, seed: int = 0, k: Sequence[int] = (1, 10, 100), batch
         k: numbers of samples, a panel each.
         batches: fresh batches of k - 1 draws that q_EW is averaged over.
     """
-    generator, drawing = torch.Generator().manual_seed(seed), _empty(path, (3.4 * (1 + len(k)) + 0.8, 4.2))
+    generator, drawing = torch.Generator().manual_seed(seed), blank(path, (3.4 * (1 + len(k)) + 0.8, 4.2))
     line = torch.linspace(-6, 6, 101, dtype=torch.float64)
     z, area = torch.cartesian_prod(line, line), (line[1] - line[0]).item() ** 2
     log_target = _on_grid(EIGHT_MODES.log_density(z), area)
@@ -66,7 +66,7 @@ def mixture_2d(path: Path, seed: int = 0, k: Sequence[int] = (1, 10, 100), batch
     drawing.suptitle(
         f"q = N(0, e I) after importance weighting ({batches:,} batches); lines: the target's contours", fontsize=12
     )
-    return _written(drawing, path, rows)
+    return written(drawing, path, rows)
 
 
 def one_d(path: Path, seed: int = 0, k: Sequence[int] = (1, 5, 10)) -> Path:
@@ -80,7 +80,7 @@ def one_d(path: Path, seed: int = 0, k: Sequence[int] = (1, 5, 10)) -> Path:
         seed: of every draw.
         k: numbers of samples, a column each.
     """
-    generator, drawing = torch.Generator().manual_seed(seed), _empty(path, (3.7 * len(k), 9))
+    generator, drawing = torch.Generator().manual_seed(seed), blank(path, (3.7 * len(k), 9))
     halves: Any = drawing.subfigures(2, 1, height_ratios=(2, 1.25), hspace=0.04)
     upper, lower = halves
     panels = upper.subplots(2, len(k), sharex=True, sharey=True, squeeze=False)
@@ -101,7 +101,7 @@ def one_d(path: Path, seed: int = 0, k: Sequence[int] = (1, 5, 10)) -> Path:
     panels[0, 0].legend(frameon=False, fontsize=9, loc="upper left")
     upper.suptitle("Resampling k draws of q by their weights (SIR); the target is a mixture of our choice", fontsize=12)
     rows += _draw_q_tilde(lower.subplots(), generator)
-    return _written(drawing, path, rows)
+    return written(drawing, path, rows)
 
 
 def _draw_sir(axes: Axes, target: Mixture, q: Normal, k: int, generator: torch.Generator) -> Row:
@@ -198,7 +198,8 @@ def _words(row: Row) -> str:
     return f"$L_k$ = {row['bound']:.3f} ± {row['bound_se']:.3f}, KL = {row['kl_on_grid']:.4f}"
 
 
-def _empty(path: Path, size: tuple[float, float]) -> Figure:
+def blank(path: Path, size: tuple[float, float]) -> Figure:
+    """An empty drawing, inches wide and high; UserError for a path that is neither PNG nor SVG."""
     from matplotlib.figure import Figure  # drawn without pyplot, so there is no global state and no display
 
     if path.suffix not in FORMATS:
@@ -206,7 +207,7 @@ def _empty(path: Path, size: tuple[float, float]) -> Figure:
     return Figure(figsize=size, dpi=110, layout="constrained")
 
 
-def _written(drawing: Figure, path: Path, rows: Sequence[Row]) -> Path:
+def written(drawing: Figure, path: Path, rows: Sequence[Row]) -> Path:
     """Write the picture, and the table beside it."""
     for axes in drawing.axes:
         axes.spines[["top", "right"]].set_visible(False)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from outlie.density.likelihoods import LOG_2PI, wide
 from outlie.density.networks import ConvDecoder, ConvEncoder, linear, mlp
 
 LOG_STD = (-7.0, 5.0)  # of q: outside, a weight is 0 or the sample is noise
-LOG_2PI = math.log(2 * math.pi)
 
 
 class Normal(NamedTuple):
@@ -166,8 +166,7 @@ class LatentModel(nn.Module):
 
     def decode(self, z_1: Tensor) -> Tensor:
         """(..., B, d) -> (..., B, outputs): the parameters of p(x | z_1)."""
-        out = self.decoder(z_1)
-        return out if out.dtype == torch.float64 else out.float()
+        return wide(self.decoder(z_1))
 
     def log_joint(self, x: Tensor, z_1: Tensor) -> Tensor:
         """log p(x, z) of one stochastic layer; (..., B) float64."""
@@ -199,5 +198,5 @@ class LatentModel(nn.Module):
 
 def normal(both: Tensor) -> Normal:
     """Mean and log standard deviation, clamped, from one layer's output; half precision is widened."""
-    mean, log_std = (both if both.dtype == torch.float64 else both.float()).chunk(2, -1)
+    mean, log_std = wide(both).chunk(2, -1)
     return Normal(mean, log_std.clamp(*LOG_STD))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from outlie.density import likelihoods
-from outlie.density.mixed import Categorical, Mixed
+from outlie.density.mixed import Categorical, Likelihood, Mixed
 from outlie.errors import UserError
 
 UNIT = (likelihoods.Bernoulli, likelihoods.ContinuousBernoulli)  # take values from 0 to 1
@@ -15,7 +15,7 @@ UNIT = (likelihoods.Bernoulli, likelihoods.ContinuousBernoulli)  # take values f
 
 def observation_model(
     name: str, dim: int, blocks: tuple[tuple[str, int], ...], scale: Literal["fixed", "feature", "sample"], floor: float
-) -> Any:
+) -> Likelihood:
     """The family of all columns; a table with boolean or one-hot columns is mixed, its numbers by `name`.
 
     Raises:

@@ -147,13 +147,20 @@ def vae_bound_of_q_ew(
         raise ValueError(f"{groups} groups of {draws} draws: 2 or more groups, and a draw for each")
     importance, of_q_ew = [], []
     for _ in range(groups):
-        z, log_mean = _resampled(log_joint, q, k, draws // groups, generator, rows)
-        gaps = log_joint(z).double() - log_q_ew(z, log_joint, q, k, generator, batches, rows)
+        log_ratio, log_mean = log_ratios(log_joint, q, k, generator, draws // groups, batches, rows)
         importance.append(log_mean.mean(0))
-        of_q_ew.append(gaps.mean(0))
+        of_q_ew.append(log_ratio.mean(0))
     bounds = [torch.stack(importance), torch.stack(of_q_ew)]
     mean, se = [b.mean(0) for b in bounds], [b.std(0) / groups**0.5 for b in bounds]
     return Bounds(k, batches, mean[0], se[0], mean[1], se[1])
+
+
+def log_ratios(
+    log_joint: LogJoint, q: Normal, k: int, generator: torch.Generator, draws: int, batches: int, rows: int
+) -> tuple[Tensor, Tensor]:
+    """log p(x, z) - log q_EW(z | x) at draws z ~ q_EW, and log (1/k) sum w of the k samples behind each; (draws, B)."""
+    z, log_mean = _resampled(log_joint, q, k, draws, generator, rows)
+    return log_joint(z).double() - log_q_ew(z, log_joint, q, k, generator, batches, rows), log_mean
 
 
 def _resampled(

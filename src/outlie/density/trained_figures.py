@@ -13,7 +13,7 @@ from torch import Tensor
 
 from outlie.data.split import Split
 from outlie.density import scores
-from outlie.density.figures import _empty, _written
+from outlie.density.figures import blank, written
 from outlie.density.latent import LatentModel, Normal
 from outlie.density.objectives import samples_at_once
 from outlie.detectors.base import Views
@@ -41,7 +41,7 @@ def posterior(path: Path, detector: VAE, backbone: Any, split: Split, k: tuple[i
         raise UserError(f"the true posterior is drawn in the plane: set detector.latent=2, not {model.latent}")
     x = detector.rows(first_of_each(backbone, split, DIGITS))
     q = model.encode(x)
-    drawing = _empty(path, (2.6 * (1 + len(k)), 2.5 * len(x)))
+    drawing = blank(path, (2.6 * (1 + len(k)), 2.5 * len(x)))
     panels: Any = drawing.subplots(len(x), 1 + len(k), squeeze=False)
     table = []
     for row, image in enumerate(x):
@@ -70,7 +70,7 @@ def posterior(path: Path, detector: VAE, backbone: Any, split: Split, k: tuple[i
             table.append({"digit": DIGITS[row], "k": size, **dict(zip(names, values))})
     panels[0, 1].legend(fontsize=8, loc="upper left")
     drawing.suptitle("Shaded: the true posterior p(z | x) of the trained model; k = 1 draws from q itself")
-    return _written(drawing, path, table)
+    return written(drawing, path, table)
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def reconstructions(path: Path, detector: VAE, backbone: Any, split: Split) -> P
     for name, size in (("q", 1), ("$q_{EW}$", K)):
         z = torch.stack([scores.sir(model, x, size, detector.seed + i, q) for i in range(DRAWS)], 1)
         decoded[name] = model.likelihood.mean(model.decode(z)).view(shape)
-    drawing = _empty(path, (14, 3.6))
+    drawing = blank(path, (14, 3.6))
     panels: Any = drawing.subplots(1, 3, width_ratios=(1, DRAWS, DRAWS))
     panels[0].imshow(x.view(-1, x.shape[-1]), cmap="gray_r")
     panels[0].set_title("input")
@@ -99,7 +99,7 @@ def reconstructions(path: Path, detector: VAE, backbone: Any, split: Split) -> P
         axes.set_title(f"{DRAWS} draws from {name}" + (f", k = {K}" if name != "q" else ""))
     for axes in panels:
         axes.set(xticks=[], yticks=[])
-    return _written(drawing, path, measured(detector, backbone, split))
+    return written(drawing, path, measured(detector, backbone, split))
 
 
 def measured(detector: VAE, backbone: Any, split: Split) -> list[dict[str, float | str]]:

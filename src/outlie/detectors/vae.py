@@ -208,7 +208,7 @@ class VAE(Detector):
 
     def prepare(self, train: Views) -> None:
         """Start the decoders at the mean of the training rows."""
-        x = views_x(train).to(self.model.posterior.weight)
+        x = train.x.to(self.model.posterior.weight)
         check(self.model.likelihood, x, self.binarise)
         for model in self.all_models:
             model.start(x.flatten(1))
@@ -231,10 +231,10 @@ class VAE(Detector):
 
     def validate(self, views: Views) -> Tensor:
         """-L_20, mean over rows, summed over the models."""
-        parts = [
-            torch.stack([scores.neg_iwae(m, self.rows(some), VALIDATION_K, self.seed) for m in self.all_models]).sum(0)
-            for some in batches(views)
-        ]
+        parts = []
+        for some in batches(views):
+            x = self.rows(some)
+            parts.append(torch.stack([scores.neg_iwae(m, x, VALIDATION_K, self.seed) for m in self.all_models]).sum(0))
         return torch.cat(parts).mean()
 
     def fit(self, train: Views) -> None:
@@ -276,9 +276,3 @@ PLAIN = {
 def batches(views: Views) -> list[Views]:
     """Rows a few hundred at a time, on the models' device as they are."""
     return [views[rows] for rows in torch.arange(len(views), device=views.device).split(ROWS)]
-
-
-def views_x(views: Views) -> Tensor:
-    """The input, which a density model always has."""
-    assert views.x is not None
-    return views.x

@@ -87,8 +87,8 @@ def _report(detector: VAE, ground: Ground) -> Report:
         most = int(slack * SET_WORK / work / (DRAWS + 2 * diagnostics.STEPS * diagnostics.STEP_DRAWS))
         most = min(detector.diagnose, max(FEWEST_ROWS, most))
         looks = {name: look(detector, rows(views, chosen[:most]), seed) for name, (views, chosen) in where.items()}
-        learnt = held_out(len(train), detector.recipe.validation, seed)[0] if reference == "held_out" else None
-        learnt = some(len(train), seed) if learnt is None else learnt
+        share = detector.recipe.validation
+        learnt = held_out(len(train), share, seed)[0] if share else some(len(train), seed)
         variances = diagnostics.mean_variances(model, rows(train, learnt[:UNIT_ROWS]), seed)
         batch = rows(train, learnt[: min(GRADIENT_ROWS, detector.recipe.batch_size)])
         snr = gradients(detector, batch, slack * GRADIENT_WORK / work)
