@@ -67,7 +67,7 @@ class Ground:
     def source(self, part: str, needs: tuple[str, ...]) -> Views | stages.Passes:
         """What a detector is fitted on or scores: views, or a pass a batch where it needs the network."""
         if "network" in needs or {"x", "maps"} <= set(needs):
-            return stages.Passes(self.backbone, self.parts[part], self.device)
+            return stages.Passes(self.backbone, self.parts[part], self.device, needs)
         return self.views(part, with_input="x" in needs, with_maps="maps" in needs)
 
     def spec(self, needs: tuple[str, ...], seed: int) -> Spec:
@@ -159,7 +159,7 @@ def refuse_gaps(choices: dict[str, str], detector: Detector, ground: Ground) -> 
     )
 
 
-def scored(detector: Detector, ground: Ground) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, float]]:
+def scored(detector: Detector, ground: Ground) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Any]]:
     """name -> (index, label or None, score) of calibration rows and test sets, each row once; and what it cost."""
     scores = {}
     parts = {name: rows for name, rows in ground.parts.items() if name != "train"}
@@ -169,7 +169,11 @@ def scored(detector: Detector, ground: Ground) -> tuple[dict[str, tuple[Any, Any
             label = None if rows.label is None else rows.label.numpy()
             scores[name] = (rows.index.numpy(), label, stages.score(detector, views[name], ground.device).numpy())
     log.info("score     %d rows, %.2f s", sum(map(len, parts.values())), scoring.wall)
-    return scores, {"score_s": scoring.wall, "score_cpu_s": scoring.cpu}
+    spent: dict[str, Any] = {"score_s": scoring.wall, "score_cpu_s": scoring.cpu}
+    if "denoiser" in ground.backbone.provides:
+        row = next(iter(ground.split.tests.values())).x[:1].to(ground.device)
+        spent["nfe"] = cost.nfe(ground.backbone.to(ground.device), detector, stages.front(ground.backbone, detector.needs), row)
+    return scores, spent
 
 
 def findings(detector: Detector, ground: Ground) -> list[str]:

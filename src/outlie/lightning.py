@@ -17,8 +17,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from outlie.averaging import MovingAverage
 from outlie.detectors.base import Views
 from outlie.detectors.training import Recipe
 from outlie.errors import UserError
@@ -113,7 +113,7 @@ class Train(L.LightningModule):
         snapshots = min(getattr(detector, "snapshots", 0), self.epochs)
         self.snapshot_epochs = {round((i + 1) * self.epochs / snapshots) - 1 for i in range(snapshots)}
         # in a list, so that it is no submodule: its weights have no gradient for DDP to wait for
-        self._average = [average_of(detector, self.recipe.ema)] if self.recipe.ema else []
+        self._average = [MovingAverage(detector, self.recipe.ema_at)] if self.recipe.ema else []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.recipe.optimizer(self.detector)
@@ -140,7 +140,7 @@ class Train(L.LightningModule):
         epoch_seed = (self.seed * 1_000_003 + self.current_epoch) * world + rank
         self.generator = torch.Generator(self.device).manual_seed(epoch_seed)
         torch.manual_seed(epoch_seed)  # dropout layers know no generator
-        self._loss_sum = torch.zeros((), device=self.device)
+        self._step_losses = torch.zeros(len(self.batches), device=self.device)
 
     def training_step(self, batch: Views, batch_idx: int) -> None:
         if self.recipe.decay_lr:
@@ -157,15 +157,18 @@ class Train(L.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.clip_norm)
         self._optimizer.step()
         for average in self._average:
-            average.update_parameters(self.detector)
-        self._loss_sum += loss.detach()
+            average.update(self.detector)
+        self._step_losses[batch_idx] = loss.detach()  # stays on the device: asking for a number would wait for it
 
     def on_train_epoch_end(self) -> None:
-        loss = float(mean_over_ranks(self._loss_sum / len(self.batches)))
+        loss = float(mean_over_ranks(self._step_losses.mean()))
         if loss != loss or abs(loss) == float("inf"):
+            wrong = (~self._step_losses.isfinite()).nonzero()
+            step = f", step {int(wrong[0])}" if len(wrong) else ""  # of another rank where it is not ours
+            kept = f"the last good state is {self.checkpoint}; " if self.checkpoint.exists() else ""
             raise UserError(
-                f"the training loss became {loss} in epoch {self.current_epoch}; lower detector.lr, "
-                "or look for extreme values in the data"
+                f"the training loss became {loss} in epoch {self.current_epoch}{step} of {len(self.batches)}; {kept}"
+                "lower lr, or look for extreme values in the data"
             )
         self.losses.append(loss)
         enough = self.validation is not None and self.validation.stops(self.detector)
@@ -205,24 +208,19 @@ class Train(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["losses"] = self.losses
-        checkpoint["average"] = [average.state_dict() for average in self._average]
+        checkpoint["average"] = [average.state() for average in self._average]
         if self.validation is not None:
             checkpoint["validation"] = self.validation.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.losses = list(checkpoint["losses"])
         for average, state in zip(self._average, checkpoint["average"]):
-            average.load_state_dict(state)
+            average.load(state)
         if self.validation is not None:
             self.validation.load(checkpoint["validation"])
 
     def _order(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch)
-
-
-def average_of(module: torch.nn.Module, decay: float) -> AveragedModel:
-    """The exponential moving average of a module's weights and buffers."""
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 class Extract(L.LightningModule):

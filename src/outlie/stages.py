@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,27 @@ def rows_at_once(shape: tuple[int, ...]) -> int:
     return min(most, max(1, PIXELS_AT_ONCE // (shape[-1] * shape[-2])))
 
 
+def front(backbone: Any, needs: tuple[str, ...]) -> Callable[[Tensor], Views]:
+    """Raw samples -> what a detector is given: the backbone, or its input alone for who asks the denoiser itself."""
+    if "denoiser" in needs and "features" not in needs:
+        return lambda x: Views(x=backbone.standardise(x))
+    return backbone
+
+
 class Passes:
     """Views computed when they are asked for, for detectors that need the input or the network itself.
 
     Stands where `Views` of all rows would: `len(passes)`, `passes[rows]`.
     """
 
-    def __init__(self, backbone: nn.Module, rows: Rows, device: torch.device) -> None:
-        self.backbone, self.rows, self.device = backbone.to(device), rows, device
+    def __init__(self, backbone: nn.Module, rows: Rows, device: torch.device, needs: tuple[str, ...] = ()) -> None:
+        self.front, self.rows, self.device = front(backbone.to(device), needs), rows, device
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, rows: Any) -> Views:
-        views = self.backbone(self.rows.x[rows].to(self.device))
+        views = self.front(self.rows.x[rows].to(self.device))
         views.y = None if self.rows.y is None else self.rows.y[rows].to(self.device)
         return views
 
@@ -200,8 +207,13 @@ def fit(detector: Any, views: Views | Passes, device: torch.device) -> None:
     if isinstance(views, Views):
         detector.fit(views.map(lambda t: t.to(device)))
         return
-    for rows in share(len(views)).split(rows_at_once(tuple(views.rows.x.shape[1:]))):
-        detector.update(views[rows])
+    chosen = torch.arange(len(views))
+    if (most := getattr(detector, "fit_rows", None)) and most < len(views):  # where every row costs many passes
+        order = torch.randperm(len(views), generator=torch.Generator().manual_seed(detector.seed))
+        chosen = order[:most].sort().values
+    for rows in chosen[share(len(chosen))].split(rows_at_once(tuple(views.rows.x.shape[1:]))):
+        if len(rows):
+            detector.update(views[rows])
     detector.finish()
 
 

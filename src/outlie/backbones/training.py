@@ -71,6 +71,10 @@ class ClassifierRecipe:
             parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov, fused=True
         )
 
+    def ema_at(self, step: int) -> float:
+        """Decay of the average at that update."""
+        return self.ema
+
     def lr_at(self, progress: float) -> float:
         """Learning rate after that share of all steps."""
         if progress < self.warmup:

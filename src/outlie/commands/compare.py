@@ -84,7 +84,7 @@ def main(now: dict[str, Any], then: dict[str, Any], run: Path, trained: dict[str
         with held, log.to(folder / "log.txt"):
             ground = ground_of(now, then, backbone, run, folder, options)
             about = about_run(now, trained, ground, run)
-            about["classifier"] = classified.report(ground) if "network" in backbone.provides else {}
+            about["classifier"] = classified.report(ground) if "head" in backbone.provides else {}
             for i, name in enumerate(missing):
                 log.log.info("%d/%d      %s", i + 1, len(missing), name)
                 cfg = now | {"detector": sections[name], "choices": now["choices"] | {"detector": name}}

@@ -17,7 +17,7 @@ from outlie.gather import rank_and_world
 from outlie.loggers import Trackers, open_loggers
 from outlie.metrics import cost
 from outlie.metrics.evaluation import Metrics
-from outlie.results import checkpoint, classified, density_report, evaluated, imputed, published, store
+from outlie.results import checkpoint, classified, denoised, density_report, evaluated, imputed, published, store
 from outlie.trainer import Options
 
 
@@ -177,19 +177,19 @@ def compute(
         "environment": store.environment(str(ground.device)),
         "code_version": store.code_version(),
     }
-    has_network = "network" in backbone.provides
+    has_head = "head" in backbone.provides
     curve: list[dict[str, float]] = []
-    if has_network:  # on every rank: sums are reduced over all
+    if has_head:  # on every rank: sums are reduced over all
         result["classifier"] = classified.report(ground)
         curve = classified.along_training(ground, cfg)
     if not first:
         return result
     test = next(iter(split.tests.values()))
     rows = test.x[torch.arange(min(256, len(test)))]
-    backbone.to(ground.device)
+    front = stages.front(backbone.to(ground.device), detector.needs)
     if metrics.latency:
         with stages.threads(0):  # batch 1 on one thread: what a row costs a core
-            result["latency"] = latency.measure(backbone, detector, rows, ground.device, metrics.latency_seconds)
+            result["latency"] = latency.measure(front, detector, rows, ground.device, metrics.latency_seconds)
     losses = spent.pop("losses", None) or trained.get("losses", [])
     validation = spent.pop("validation_losses", [])
     result["cost"] = {
@@ -197,7 +197,7 @@ def compute(
         **spent,
         **scoring,
         **cost.stored(detector, *([backbone] if trained else [])),
-        "flops_per_row": cost.flops(backbone, detector, rows[:1].to(ground.device)),
+        "flops_per_row": cost.flops(front, detector, rows[:1].to(ground.device)),
         **cost.peak_memory(ground.device),
     }
     density = None
@@ -212,8 +212,12 @@ def compute(
         folder / "model.ckpt", backbone, detector, spec, split.columns, tuple(split.train.x.shape[1:])
     )
     store.write_curve(folder / "metrics.csv", losses, validation)
-    if has_network:
+    if has_head:
         for path in classified.pictures(ground, curve, getattr(detector, "chosen_d", None), folder):
+            trackers.image(path.stem, path)
+    if "denoiser" in backbone.provides and metrics.latency:
+        result["denoiser"], drawn = denoised.report(ground, cfg)
+        for path in drawn:
             trackers.image(path.stem, path)
     for path in density_report.pictures(density, folder) if density else ():
         trackers.image(path.stem, path)

@@ -46,6 +46,10 @@ class Recipe:
         parameters = [p for p in module.parameters() if p.requires_grad]
         return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
+    def ema_at(self, step: int) -> float:
+        """Decay of the average at that update."""
+        return self.ema
+
     def lr_at(self, progress: float) -> float:
         """Learning rate after that share of all steps."""
         return self.lr * (0.5 + 0.5 * math.cos(math.pi * progress)) if self.decay_lr else self.lr

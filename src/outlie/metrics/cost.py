@@ -50,6 +50,14 @@ def flops(backbone: Callable[[Tensor], Any], detector: Any, row: Tensor) -> int 
     return counter.get_total_flops() or None
 
 
+@torch.no_grad()
+def nfe(denoiser: Any, detector: Any, front: Callable[[Tensor], Any], row: Tensor) -> int:
+    """Network evaluations that the score of one row (1, ...) takes, counted; a truncated pass is one, too."""
+    before = denoiser.evaluated
+    detector.score(front(row))
+    return denoiser.evaluated - before
+
+
 def peak_memory(device: torch.device | str = "cpu") -> dict[str, Any]:
     """`peak_memory_mb` (MiB) and `peak_memory_of`: what was measured, the GPU's tensors or the whole process."""
     device = torch.device(device)

@@ -125,6 +125,9 @@ def stage_folder(cfg: dict[str, Any], scoring: tuple[str, ...]) -> Path:
 def backbone_folder(cfg: dict[str, Any]) -> Path:
     """Where a backbone's trained weights lie: shared by all runs on the same training rows, whatever the detector."""
     depends = {name: value for name, value in training_identity(cfg).items() if name != "detector"}
+    signature = signatures.read(cfg["backbone"]["_target_"])
+    after = signature.scoring if signature else ()  # how features are taken: trains nothing
+    depends["backbone"] = {name: value for name, value in depends["backbone"].items() if name not in after}
     name = cfg["choices"]["backbone"].replace("/", "_")
     return Path(cfg["output_dir"]) / "stages" / f"{name}-{digest(depends)}"
 
