@@ -27,7 +27,9 @@ class MovingAverage:
         numbers = [i for i, one in enumerate(ours) if one.is_floating_point()] if self.updates else []
         if numbers:
             decay = self.decay_at(self.updates)
-            torch._foreach_lerp_([ours[i] for i in numbers], [theirs[i] for i in numbers], 1 - decay)
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                [ours[i] for i in numbers], [theirs[i] for i in numbers], 1 - decay
+            )
         rest = set(range(len(ours))) - set(numbers)  # all at first; later counters, which have no average
         for i in rest:
             ours[i].copy_(theirs[i])

@@ -172,7 +172,8 @@ def scored(detector: Detector, ground: Ground) -> tuple[dict[str, tuple[Any, Any
     spent: dict[str, Any] = {"score_s": scoring.wall, "score_cpu_s": scoring.cpu}
     if "denoiser" in ground.backbone.provides:
         row = next(iter(ground.split.tests.values())).x[:1].to(ground.device)
-        spent["nfe"] = cost.nfe(ground.backbone.to(ground.device), detector, stages.front(ground.backbone, detector.needs), row)
+        front = stages.front(ground.backbone.to(ground.device), detector.needs)
+        spent["nfe"] = cost.nfe(ground.backbone, detector, front, row)
     return scores, spent
 
 

@@ -12,6 +12,9 @@ ROOT = {
     "seed": "NonNegativeInt", "output_dir": "str", "force": "bool", "dry_run": "bool", "debug": "bool",
     "allow": "list[str]", "run": "str", "explain": "bool",
     "detectors": "str | list[str] | None",
+    "blocks": "list[str]", "log_snr": "list[float]", "augment": "Literal['none', 'crop_flip']", "draws": "PositiveInt",
+    "rows": "PositiveInt | None", "test_rows": "PositiveInt | None", "held_out": "Fraction", "epochs": "PositiveInt",
+    "min_steps": "NonNegativeInt", "lr": "PositiveFloat | None",
 }  # fmt: skip
 MISSING = "???"
 
@@ -179,13 +182,13 @@ def needs_problem(config: dict[str, Any], choices: dict[str, Any], where: tuple[
 
 
 def providers(needs: Iterable[str], where: tuple[str, ...]) -> list[str]:
-    """Backbones that provide all these views."""
-    found = []
+    """Backbones that provide all these views, the plainest first."""
+    found = {}
     for name, path in catalog.choices("backbone", where).items():
         signature = signatures.read(catalog.target(path))
         if signature and set(needs) <= set(signature.provides):
-            found.append(name)
-    return found
+            found[name] = len(signature.provides)
+    return sorted(found, key=lambda name: found[name])
 
 
 def unwritable(folder: str) -> str | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from outlie.averaging import MovingAverage
+from outlie.batches import Batches
 from outlie.detectors.base import Views
 from outlie.detectors.training import Recipe
 from outlie.errors import UserError
@@ -28,47 +27,6 @@ from outlie.trainer import Options
 from outlie.validation import Validation, held_out
 
 Told = Callable[[list[float], list[float]], None]  # losses of every epoch, on training rows and on held-out ones
-
-
-class Batches:
-    """Views indexed by one permutation an epoch: no worker processes for tensors, one thread for images on disk."""
-
-    def __init__(
-        self,
-        views: Views,
-        batch_size: int,
-        drop_last: bool,
-        generator: Callable[[], torch.Generator],
-        fewest: int = 2,
-        shuffle: bool = True,
-    ) -> None:
-        self.views, self.generator, self.shuffle = views, generator, shuffle
-        n = len(views)
-        full, rest = divmod(n, batch_size)
-        # a batch of one row has no batch statistics, on any rank; where nothing else is there, it is kept
-        too_few = rest < max(fewest, 2 * rank_and_world()[1])
-        self.sizes = [batch_size] * full + ([] if full and (drop_last or too_few) else [rest] if rest else [])
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __iter__(self) -> Iterator[Views]:
-        held = isinstance(self.views.x, Tensor) or self.views.x is None
-        n = len(self.views)
-        order = torch.randperm(n, generator=self.generator()) if self.shuffle else torch.arange(n)
-        order = order.to(self.views.device) if held else order
-        rank, world = rank_and_world()
-        starts = [0, *itertools.accumulate(self.sizes)]
-        rows = [order[start : start + size][rank::world] for start, size in zip(starts, self.sizes)]
-        if held:
-            yield from (self.views[some] for some in rows)
-            return
-        with ThreadPoolExecutor(1) as ahead:  # decodes the next batch while the network works on this one
-            waiting: Future[Views] | None = None
-            for some in [*rows, None]:
-                done, waiting = waiting, None if some is None else ahead.submit(self.views.__getitem__, some)
-                if done is not None:
-                    yield done.result()
 
 
 class Train(L.LightningModule):
@@ -103,9 +61,11 @@ class Train(L.LightningModule):
         if self.recipe.validation and len(views) > 1:
             kept, validating = held_out(len(views), self.recipe.validation, seed)
             self.validation, views = Validation(views[validating], self.recipe.patience), views[kept]
+        recipe = self.recipe
         self.batches = Batches(
-            views, self.recipe.batch_size, self.recipe.drop_last, self._order, self.recipe.fewest, self.recipe.shuffle
-        )
+            views, recipe.batch_size, recipe.drop_last, self._order, recipe.fewest, recipe.shuffle, recipe.part_rows,
+            lambda: self.current_epoch % self.batches.parts,
+        )  # fmt: skip
         wanted = self.recipe.epochs_of(len(self.batches))
         self.epochs = min(wanted, max_epochs or wanted)
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
@@ -220,7 +180,7 @@ class Train(L.LightningModule):
             self.validation.load(checkpoint["validation"])
 
     def _order(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch // self.batches.parts)
 
 
 class Extract(L.LightningModule):

@@ -2,7 +2,7 @@
 
 Each on what it is for: tables on well separated blobs; presets for images on digits; scores of a classifier
 (`posthoc`) on features that collapse onto three class means, with a head that scikit-learn fitted; those that need the
-network on a small trained ResNet.
+network on a small trained ResNet; those that stand on a diffusion model on a small trained U-Net.
 """
 
 import copy
@@ -26,6 +26,7 @@ from outlie import catalog, signatures, stages
 from outlie.backbones.identity import Identity
 from outlie.backbones.pixels import Pixels
 from outlie.backbones.resnet import ResNet
+from outlie.backbones.unet import UNet
 from outlie.build import build
 from outlie.compose import compose
 from outlie.data.split import Rows, Split
@@ -39,8 +40,10 @@ SLOW = {"cblof", "deep_svdd", "dif", "feature_bagging", "mcd"}  # through PyOD; 
 PYOD = {"hbos", "iforest", "loda", "lof", "ocsvm", "pca"}
 NAMES = sorted(set(catalog.choices("detector", WHERE)) - SLOW - (set() if importlib.util.find_spec("pyod") else PYOD))
 SIGNATURES = {name: signatures.read(catalog.target(catalog.choices("detector", WHERE)[name])) for name in NAMES}
-POSTHOC = [name for name in NAMES if SIGNATURES[name].posthoc]
+DENOISER = [name for name in NAMES if "denoiser" in SIGNATURES[name].needs]
+POSTHOC = [name for name in NAMES if SIGNATURES[name].posthoc and name not in DENOISER]
 NETWORK = [name for name in POSTHOC if "network" in SIGNATURES[name].needs]
+PASSES = {"lmd": 10, "lmd/ddae": 10, "lmd/paper": 10, "ddpm_ood": 20, "ddpm_ood/ddae": 20, "ddpm_ood/grey": 20}  # steps
 LABELLED = {"mahalanobis", "openmax", "openmax/pytorch_ood", "relative_mahalanobis", "she", "temperature_scaling"}
 MEAN_OF_EACH_CLASS = {"mahalanobis", "relative_mahalanobis", "she"}  # cannot do without one
 OPTIONS = Options(accelerator="cpu", threads=1)
@@ -61,11 +64,12 @@ class Ground:
     train: Rows
     test: Rows
     network: bool = False
+    needs: tuple[str, ...] = ()
 
     @torch.no_grad()
     def of(self, rows: Rows) -> Views | stages.Passes:
         if self.network:
-            return stages.Passes(self.backbone, rows, CPU)
+            return stages.Passes(self.backbone, rows, CPU, self.needs)
         views = self.backbone(rows.x)
         views.y = rows.y
         return views
@@ -151,6 +155,26 @@ def pixels() -> Ground:
     return Ground(Pixels(), Pixels, rows_of(images[:200]), rows_of(torch.cat([images[200 : 200 + ID], mixed])))
 
 
+@functools.cache
+def denoiser() -> Ground:
+    """A U-Net that removes noise from digits; anomalies as in `pixels`."""
+    on, backbone = pixels(), small_unet()
+    y = torch.from_numpy(load_digits().target[:200])
+    train, folder = replace(on.train, y=y), tempfile.TemporaryDirectory()
+    with torch.random.fork_rng(), folder:
+        torch.manual_seed(0)
+        backbone.setup(Split("test", train, {}, None, torch.zeros(1, 1, 1), torch.ones(1, 1, 1), ""))
+        stages.train(backbone, Views(x=train.x, y=y), 0, OPTIONS, Path(folder.name))
+    return Ground(backbone.eval(), small_unet, train, on.test)
+
+
+def small_unet() -> UNet:
+    return UNet(
+        base=16, multipliers=[1, 2], depth=1, attention=[1], dropout=0.0, flip=False, images=12_000, batch_size=25,
+        lr=2e-3, warmup_images=500, ema=0.99,
+    )  # fmt: skip
+
+
 def small_resnet() -> ResNet:
     return ResNet(depth=10, width=8, epochs=5, batch_size=50, lr=0.05, augment="none")
 
@@ -158,18 +182,23 @@ def small_resnet() -> ResNet:
 def ground(name: str) -> Ground:
     if name in PIXELS:
         return pixels()
+    if name in DENOISER:
+        needs = SIGNATURES[name].needs
+        return replace(denoiser(), network="network" in needs, needs=needs)
     return network() if name in NETWORK else classifier() if name in POSTHOC else blobs()
 
 
 @functools.cache
 def section(name: str) -> dict:
     backbone = "resnet10" if name in POSTHOC else "pixels" if name in PIXELS else "identity"
+    backbone = "unet/small" if name in DENOISER else backbone
     return OmegaConf.to_container(compose("train", [f"detector={name}", f"backbone={backbone}"]).detector)
 
 
 def new(name: str, epochs: int) -> Detector:
     """The detector of a yaml as `run train detector=NAME` builds it, but for fewer epochs and levels."""
-    trained = {} if name in POSTHOC else QUICK | {"epochs": epochs}
+    trained = {} if name in POSTHOC + DENOISER else QUICK | {"epochs": epochs}
+    trained |= {"steps": PASSES[name]} if name in PASSES else {}
     return build(section(name) | {option: value for option, value in trained.items() if option in section(name)})
 
 
@@ -283,7 +312,7 @@ def test_a_column_that_was_constant_in_training_may_move(name):
     assert torch.isfinite(scores(learnt(name), on, rows_of(moved))).all()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in POSTHOC])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in POSTHOC + DENOISER])
 def test_float32_views_are_welcome(name):
     on = ground(name)
     train, test = (on.of(rows).map(lambda t: t.float()) for rows in (on.train, on.test))

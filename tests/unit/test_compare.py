@@ -11,6 +11,7 @@ from rich.console import Console
 
 from outlie import catalog, signatures
 from outlie.backbones.classifier import Classifier
+from outlie.backbones.denoiser import Denoiser
 from outlie.backbones.identity import Identity
 from outlie.commands import compare
 from outlie.errors import UserError
@@ -46,9 +47,17 @@ def test_all_are_the_scores_of_cached_views_and_network_the_rest():
     assert set(network) == {"gram", "odin", "rankfeat"}
     assert not set(cached) & set(network)
     assert not [name for name in cached + network if "/" in name]  # presets are for who asks for them
+    served = {*cached, *network, *(n for group in compare.GROUPS for n in compare.names_of(group, Denoiser.provides))}
     for name, path in catalog.choices("detector", catalog.roots()).items():
         if "/" not in name:
-            assert signatures.read(catalog.target(path)).posthoc == (name in cached or name in network), name
+            assert signatures.read(catalog.target(path)).posthoc == (name in served), name
+
+
+def test_a_denoiser_serves_its_own():
+    cached, network = (compare.names_of(group, Denoiser.provides) for group in compare.GROUPS)
+    assert {"ddae", "mahalanobis", "deep_knn", "neco"} <= set(cached)
+    assert {"diffpath", "msma", "cfs", "ddpm_ood", "lmd"} <= set(network)
+    assert not {"msp", "vim", "odin"} & {*cached, *network}
 
 
 def test_names_are_taken_in_order_and_once():
@@ -66,7 +75,7 @@ def test_names_are_taken_in_order_and_once():
     [
         ("mps", Classifier.provides, "did you mean 'msp'"),
         (["msp", "al"], Classifier.provides, "detectors=all, network or names"),
-        ("all", Identity.provides, "score a trained classifier, and the run's backbone has x, features only"),
+        ("all", Identity.provides, "score a trained classifier or denoiser, and the run's backbone has x, features only"),
         ("vim", ("x", "features", "logits"), "'vim' needs head"),
         ([], Classifier.provides, "names no detector"),
     ],

@@ -182,8 +182,22 @@ def test_stop_is_asked_after_each_epoch_and_obeyed(tmp_path):
 
 @pytest.mark.parametrize("slope", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_is_told(tmp_path, slope):
-    with pytest.raises(UserError, match=r"training loss became -?(nan|inf) in epoch 0; lower detector\.lr"):
+    with pytest.raises(UserError, match=r"training loss became -?(nan|inf) in epoch 0, step 0 of \d+; lower lr"):
         run(Probe(slope=slope), tmp_path)
+
+
+def test_a_loss_that_breaks_late_is_told_with_its_step_and_the_last_good_state(tmp_path):
+    class Breaks(Probe):
+        def loss(self, views, generator):
+            loss = super().loss(views, generator)
+            return loss * (math.nan if self.steps == 2 * 5 + 3 else 1.0)
+
+    options = Options(accelerator="cpu", checkpoint_seconds=0)
+    with pytest.raises(UserError, match=r"became nan in epoch 2, step 2 of 5; the last good state is .*training.ckpt"):
+        run(Breaks(epochs=4), tmp_path, numbered(40), options)
+    kept = torch.load(tmp_path / "training.ckpt", weights_only=True)
+    assert kept["epoch"] == 1 and all(math.isfinite(loss) for loss in kept["losses"])
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
 def test_fewer_rows_than_a_batch_are_trained_on(tmp_path):

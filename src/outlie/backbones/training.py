@@ -3,7 +3,7 @@
 import bisect
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -42,6 +42,7 @@ class ClassifierRecipe:
     drop_last: bool = False
     decay_lr: bool = True
     shuffle: ClassVar[bool] = True
+    part_rows: ClassVar[int] = 0  # a pass over all rows is one epoch
     validation: ClassVar[float] = 0.0  # share of the rows held out of training: none
 
     def __post_init__(self) -> None:
@@ -63,8 +64,11 @@ class ClassifierRecipe:
         return self.epochs if self.steps is None else math.ceil(self.steps / steps_an_epoch)
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """SGD with coupled L2, or AdamW, on every parameter, fused."""
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        """SGD with coupled L2, or AdamW, on every parameter, fused; a group's lr is `scale` times the recipe's."""
+        parameters: Any = [p for p in module.parameters() if p.requires_grad]
+        groups: Any = getattr(module, "parameter_groups", None)  # of a module whose parts learn at different rates
+        if groups is not None:
+            parameters = [group | {"lr": self.lr * group["scale"]} for group in groups()]
         if self.method == "adamw":
             return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
         return torch.optim.SGD(

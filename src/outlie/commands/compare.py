@@ -22,7 +22,9 @@ LATENCY_SECONDS = 0.1  # for each detector: there are many
 
 
 def names_of(asked: str | list[str], backbone_provides: tuple[str, ...]) -> list[str]:
-    """The detectors that `detectors=` names: `all` = those that need cached views only, `network` = the rest.
+    """The detectors that `detectors=` names; groups hold those that this backbone can serve.
+
+    `all` = those that need cached views only, `network` = those that ask the network again.
 
     Raises:
         UserError: a name that does not exist, or a detector that this backbone cannot serve.
@@ -32,13 +34,13 @@ def names_of(asked: str | list[str], backbone_provides: tuple[str, ...]) -> list
     posthoc = {}
     for name, path in known.items():
         signature = signatures.read(catalog.target(path))
-        if signature and signature.posthoc and "/" not in name:
+        if signature and signature.posthoc and "/" not in name and set(signature.needs) <= {*backbone_provides}:
             posthoc[name] = "network" in signature.needs
     asked = [asked] if isinstance(asked, str) else asked
-    if set(asked) & set(GROUPS) and "head" not in backbone_provides:
+    if set(asked) & set(GROUPS) and not {"head", "denoiser"} & set(backbone_provides):
         raise UserError(
-            f"detectors={', '.join(asked)}: these score a trained classifier, and the run's backbone has "
-            f"{', '.join(backbone_provides)} only; train one with backbone=resnet18, say"
+            f"detectors={', '.join(asked)}: these score a trained classifier or denoiser, and the run's backbone has "
+            f"{', '.join(backbone_provides)} only; train one with backbone=resnet18 or backbone=unet, say"
         )
     found: list[str] = []
     for word in asked:
@@ -56,7 +58,8 @@ def names_of(asked: str | list[str], backbone_provides: tuple[str, ...]) -> list
         if lacking:
             raise UserError(
                 f"detector '{name}' needs {', '.join(lacking)}, which the run's backbone does not provide "
-                f"(it has {', '.join(backbone_provides)}); train one with backbone=resnet18, say"
+                f"(it has {', '.join(backbone_provides)}); would do: "
+                + ", ".join(f"backbone={one}" for one in checks.providers(signature.needs, where)[:5])
             )
     return list(dict.fromkeys(found))
 

@@ -95,8 +95,8 @@ class Detector(nn.Module):
     `score(views)`           required: (B,) or (B, H, W), higher = more anomalous, each row as if it came alone.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("features",)  # views that must be provided; also `head`, `network`
-    posthoc: ClassVar[bool] = False  # scores a trained classifier: one of `run eval detectors=all`
+    needs: ClassVar[tuple[str, ...]] = ("features",)  # views that must be provided; also `head`, `network`, `denoiser`
+    posthoc: ClassVar[bool] = False  # scores what a trained network gives: one of `run eval detectors=all`
     paper: ClassVar[str] = ""  # where the method is from
     scoring: ClassVar[tuple[str, ...]] = ()  # options that change the score only: a new value trains nothing
     images: ClassVar[bool] = False  # takes images as they are, (C, H, W)

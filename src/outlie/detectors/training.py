@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ class Recipe:
     validation: float = 0.0
     patience: int = 0
     shuffle: bool = True
+    part_rows: ClassVar[int] = 0  # a pass over all rows is one epoch
 
     def epochs_of(self, steps_an_epoch: int) -> int:
         """Epochs to train with so many batches in each."""

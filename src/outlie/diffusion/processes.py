@@ -59,7 +59,7 @@ class VP(nn.Module):
 
     def checked(self, time: float) -> Tensor:
         """A user's t; 0-d int64, UserError where it is no step of the chain."""
-        if not (time == int(time) and 1 <= time <= self.T):
+        if not (1 <= time <= self.T and time == int(time)):
             raise UserError(f"t = {time}: allowed are the integers 1 to {self.T} (0 is the clean image)")
         return torch.tensor(int(time), device=self.abar.device)
 
