@@ -44,19 +44,20 @@ def built(name: str, *words: str) -> Detector:
     return build(detector)
 
 
-def spec() -> Spec:
+def spec(name: str = "") -> Spec:
     """Sizes for every kind of detector, with a head and a network that was never trained."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = ResNet(depth=10, width=2)
         network.build((1, 8, 8), CLASSES)
     assert network.head.in_features == DIM
-    return Spec({"x": (DIM,), "features": (DIM,), "logits": (CLASSES,)}, 0, CLASSES, network.head, network)
+    x = (1, 8, 8) if name.startswith("pixel_") else (DIM,)
+    return Spec({"x": x, "features": (DIM,), "logits": (CLASSES,)}, 0, CLASSES, network.head, network)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_hooks_fit_together(name):
-    detector = set_up(built(name), spec())
+    detector = set_up(built(name), spec(name))
     cls = type(detector)
     assert cls.score is not Detector.score
     assert set(cls.needs) <= set(Classifier.provides) <= {*Views.__dataclass_fields__, "head", "network"}
@@ -94,6 +95,7 @@ OTHER = {
 }  # fmt: skip
 OWN = {
     ("diffusion", "score_by"): "full_path", ("dte_c", "score_by"): "mode", ("dte_ig", "score_by"): "raw",
+    ("pixel_ddpm", "score_by"): "full_path", ("pixel_dte_c", "score_by"): "mode",
     ("ash_b", "variant"): "s", ("ash_p", "variant"): "b", ("ash_s", "variant"): "p",
 }  # fmt: skip
 
@@ -104,13 +106,13 @@ def test_scoring_options_are_options_and_share_the_weights(name):
     scoring = type(detector).scoring
     default = composed(name)
     assert set(scoring) <= set(default["detector"])
-    weights = {key: value.shape for key, value in set_up(detector, spec()).state_dict().items()}
+    weights = {key: value.shape for key, value in set_up(detector, spec(name)).state_dict().items()}
     for option in scoring:
         word = f"detector.{option}={OWN.get((name, option)) or OTHER[option]}"
         changed, other = composed(name, word), built(name, word)
         assert changed["detector"] != default["detector"]
         assert stage_folder(changed, scoring) == stage_folder(default, scoring)
-        assert {key: value.shape for key, value in set_up(other, spec()).state_dict().items()} == weights
+        assert {key: value.shape for key, value in set_up(other, spec(name)).state_dict().items()} == weights
 
 
 def tunable() -> list[str]:
@@ -177,6 +179,12 @@ PAPER = {
     | {"T": 1000, "rec_start": 250, "steps": None, "forward_noise": False, "posterior_noise": False}
     | {"score_by": "reconstruction", "early_stop": True},
     "dte_c/paper": RELEASED | TIME | {"bins": 7, "loss": "double_softmax", "score_by": "mean"},
+    "pixel_ddpm/paper": RELEASED
+    | {"T": 1000, "rec_start": 250, "steps": None, "forward_noise": False, "posterior_noise": False, "epochs": 100}
+    | {"score_by": "reconstruction", "early_stop": True, "divide": 0.5, "base": None},
+    "pixel_dte_c/paper": RELEASED
+    | {"T": 400, "drift": False, "bins": 7, "loss": "double_softmax", "score_by": "mean"}
+    | {"divide": 0.5, "depth": 50, "width": 64, "stem": "imagenet"},
     "dte_ig/paper": RELEASED | TIME | {"score_by": "raw"},
     "dte_np/paper": {"k": 5, "scorer": "mean_dist"},
     "dte_np/paper_unsup": {"k": 32, "scorer": "mean_dist"},

@@ -50,7 +50,13 @@ OPTIONS = Options(accelerator="cpu", threads=1)
 CPU = torch.device("cpu")
 # as many steps as the data need, where training is part of the method; the levels of DDPM cost a forward pass each
 QUICK = {"batch_size": 64, "lr": 1e-3, "T": 100, "rec_start": 25, "min_steps": 0, "draws": 16}
+# networks for images: small ones, but more and larger steps than tables need
+QUICK_PIXELS = {
+    "base": 8, "width": 8, "depth": 10, "stem": "cifar", "steps": 3, "T": 1000, "rec_start": 250, "lr": 3e-3,
+    "batch_size": 16,
+}  # fmt: skip
 PIXELS = {"vae/paper", "vae/paper_2l", "iwae/paper", "iwae/paper_2l"}  # presets for images
+PIXELS |= {"pixel_ddpm", "pixel_ddpm/paper", "pixel_dte_c", "pixel_dte_c/paper"}
 DIM = 320  # of features: more than the 300 dimensions of NECO's authors' presets of ViM and Residual
 ID, OOD = 61, 40  # test rows
 
@@ -198,6 +204,7 @@ def section(name: str) -> dict:
 def new(name: str, epochs: int) -> Detector:
     """The detector of a yaml as `run train detector=NAME` builds it, but for fewer epochs and levels."""
     trained = {} if name in POSTHOC + DENOISER else QUICK | {"epochs": epochs}
+    trained |= QUICK_PIXELS if name.startswith("pixel_") else {}
     trained |= {"steps": PASSES[name]} if name in PASSES else {}
     return build(section(name) | {option: value for option, value in trained.items() if option in section(name)})
 

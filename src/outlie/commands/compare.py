@@ -176,11 +176,17 @@ def one(
 
 
 def detector_latency(detector: Any, ground: cell.Ground) -> dict[str, Any]:
-    """Milliseconds that the detector adds to the network's at batch 1, on one thread."""
+    """Milliseconds that the detector adds to the network's at batch 1, on one thread; on a denoiser all of them."""
     import torch
 
     from outlie import stages
 
+    if "denoiser" in ground.backbone.provides:  # each asks the network in its own way: nothing is shared
+        front = stages.front(ground.backbone.to(ground.device), detector.needs)
+        test = next(iter(ground.split.tests.values()))
+        raw = test.x[torch.arange(min(256, len(test)))].to(ground.device)
+        with stages.threads(0):
+            return latency.measure(front, detector, raw, ground.device, LATENCY_SECONDS)
     views = ground.source(next(iter(ground.split.tests)), detector.needs)
     some = views[torch.arange(min(256, len(views)))].map(lambda t: t.to(ground.device))
     rows = torch.arange(len(some), device=ground.device)

@@ -21,6 +21,8 @@ LEGEND = (
     "is better. recall@1%: share of OOD rows found at 1 % false alarms."
 )
 
+NFE_LEGEND = " NFE: network evaluations a row, a truncated one counts as one; ms a row: network and detector."
+
 
 def columns_of(results: Sequence[Result]) -> dict[str, dict[str, Mapping[str, float | None]]]:
     """Column title -> detector -> metrics: each test set where there are at most two, else the means by protocol."""
@@ -40,6 +42,17 @@ def mean_auroc(result: Result) -> float:
     return sum(known) / len(known) if known else -1.0
 
 
+def milliseconds(result: Result) -> float | None:
+    """Of a row at batch 1: the detector's part, or all of it where each detector asks the network in its own way."""
+    latency = result.get("latency") or {}
+    return latency.get("latency_p50_ms" if nfe(result) else "detector_p50_ms")
+
+
+def nfe(result: Result) -> int | None:
+    """Network evaluations that a row takes; None where a pass is shared by all."""
+    return (result.get("cost") or {}).get("nfe")
+
+
 def render(results: Sequence[Result], folder: Path, console: Console | None = None) -> None:
     """Print the detectors by mean AUROC; what failed comes last, with the reason."""
     console = console or Console(highlight=False)
@@ -51,10 +64,14 @@ def render(results: Sequence[Result], folder: Path, console: Console | None = No
     for title in columns:
         for i, key in enumerate(shown):
             table.add_column(f"{'' if i else title}\n{SHOWN[key]}", justify="right", no_wrap=True)
+    counted = any(nfe(one) for one in good)
+    if counted:
+        table.add_column("\nNFE", justify="right", no_wrap=True)
     table.add_column("\nms a row", justify="right", no_wrap=True)
     for one in good:
         cells = [_percent(column[one["detector"]].get(key)) for column in columns.values() for key in shown]
-        latency = (one.get("latency") or {}).get("detector_p50_ms")
+        cells += [str(nfe(one) or "-")] if counted else []
+        latency = milliseconds(one)
         table.add_row(one["detector"], *cells, "-" if latency is None else f"{latency:.2g}")
     console.print()
     if results:
@@ -66,7 +83,7 @@ def render(results: Sequence[Result], folder: Path, console: Console | None = No
         )
         console.print(Text(title, style="bold").append(words, style="not bold"))
     console.print(table)
-    console.print(Text(LEGEND, style="dim"))
+    console.print(Text(LEGEND + (NFE_LEGEND if counted else ""), style="dim"))
     for one in results:
         if one["status"] != "done":
             console.print(Text(f"failed: {one['detector']}: {one['error']}", style="bold red"))
@@ -112,11 +129,10 @@ def draw(results: Sequence[Result], path: Path) -> None:
     if len(left.lines) > 1:  # one is chance
         left.legend(frameon=False, fontsize=9, loc="best")
     timed = [
-        (one["latency"]["detector_p50_ms"], 100 * mean_auroc(one), one)
-        for one in good
-        if one.get("latency") and mean_auroc(one) >= 0
+        (taken, 100 * mean_auroc(one), one) for one in good if (taken := milliseconds(one)) and mean_auroc(one) >= 0
     ]
-    right.set(title="What it costs", xlabel="detector alone, ms a row at batch 1", ylabel="mean AUROC, %")
+    part = "network and detector" if any(nfe(one) for one in good) else "detector alone"
+    right.set(title="What it costs", xlabel=f"{part}, ms a row at batch 1", ylabel="mean AUROC, %")
     if timed:
         right.set_xscale("log")
         right.plot([ms for ms, _, _ in timed], [auroc for _, auroc, _ in timed], "o", color=LINES[1], markersize=5)
