@@ -144,7 +144,7 @@ def test_a_benchmark_keeps_its_promises(name):
     assert list(split.tests) == ["test", *held_out, *own["near"], *own["far"]]
     far = "digits" if own["id"] != "digits" else "dtd_part"
     if is_here(far):
-        others = {option: [] for option in signatures.read(TARGETS[name]).scoring} | {"far": [far]}
+        others = {option: type(own[option])() for option in signatures.read(TARGETS[name]).scoring} | {"far": [far]}
         other = loaded(own, **others)
         assert list(other.tests) == ["test", *held_out, far]
         check_same_training(split, other)

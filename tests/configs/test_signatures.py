@@ -157,7 +157,7 @@ def test_attributes_of_a_class_are_those_of_its_bases_unless_it_has_its_own():
     assert not read("outlie.detectors.knn.KNN").posthoc
     assert read("outlie.detectors.shaping.ASH").scoring == ("variant", "percentile")
     assert "network" in read("outlie.backbones.resnet.ResNet").provides  # by way of two bases in other modules
-    assert read("outlie.data.images.OODImages").scoring == ("near", "far")
+    assert read("outlie.data.images.OODImages").scoring == ("near", "far", "scored_rows")
 
 
 def test_locate_imports_nothing():

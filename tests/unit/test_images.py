@@ -3,21 +3,27 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sklearn.datasets
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
+from outlie.commands.data import main as data
+from outlie.commands.train import plain as as_dict
+from outlie.compose import compose
 from outlie.data import images as module
 from outlie.data.image_arrays import balanced, channel_statistics, resize, to_grey, to_shape
-from outlie.data.image_lints import image_hashes, imbalance, lint_images
+from outlie.data.image_lints import image_hashes, imbalance, lint_images, lint_sides
 from outlie.data.image_sources import Images, read_source
 from outlie.data.images import OODImages
 from outlie.data.split import Split
 from outlie.errors import UserError
+from outlie.metrics.evaluation import Metrics
+from outlie.results import evaluated, store
 
 CONFIGS = Path(__file__).parents[2] / "configs/dataset"
 RNG = np.random.RandomState(0)
@@ -126,12 +132,74 @@ def test_findings():
     assert imbalance(unequal, ("a", "b")) == ["classes are unequal: 24 training images of a, 6 training images of b"]
 
 
+def test_a_symmetric_image_is_no_copy_of_a_test_image():
+    train, calibration, test = (random_images(n) for n in (30, 5, 10))
+    y = np.repeat([0, 1], 15)
+
+    def found() -> list[str]:
+        return lint_images(train, y, calibration, {"test": test, "vflip": test[:, :, ::-1]}, ("a", "b"))
+
+    assert found() == []
+    test[2, :, 5:], test[7, :, 5:] = test[2, :, 3::-1], test[7, :, 3::-1]
+    assert found() == ["2 of 10 vflip images are symmetric: equal to the images that were flipped"]
+    test[4] = test[5][:, ::-1]  # a flip that is another test image, both ways
+    assert found() == [
+        "2 of 8 other vflip images (25.0 %) are exact copies of test images",
+        "2 of 10 vflip images are symmetric: equal to the images that were flipped",
+    ]
+    test[2], test[7] = random_images(2)
+    train[0] = test[0, :, ::-1]
+    assert found() == [
+        "1 of 10 vflip images (10.0 %) are exact copies of training images",
+        "2 of 10 vflip images (20.0 %) are exact copies of test images",
+    ]
+
+
+TOLD = "a score that sees blur tells {} apart by that alone; dataset.size={} brings all to one resolution"
+
+
+@pytest.mark.parametrize(
+    ("sides", "side", "findings"),
+    [
+        ({"id": 32, "a": 32, "b": 64, "c": 300}, 32, []),
+        ({"id": 32, "a": 28, "b": 64}, 28, []),  # all are shrunk to it, or as they were
+        ({"id": 28, "a": 28}, 64, []),  # all are blurred alike
+        ({"id": 28, "a": 32, "b": 8}, 8, []),
+        ({"id": 32, "a": 28, "b": 64}, 32, ["a images were enlarged from 28 to 32 pixels, id images were not", "a"]),
+        ({"id": 28, "a": 32}, 32, ["id images were enlarged from 28 to 32 pixels, a images were not", "a"]),
+        ({"id": 64, "a": 28, "b": 64}, 40, ["a images were enlarged from 28 to 40 pixels, id images were not", "a"]),
+        ({"id": 32, "a": 28}, 64, ["a images were enlarged from 28 to 64 pixels, id images from 32", "a"]),
+        ({"id": 28, "a": 32}, 64, ["id images were enlarged from 28 to 64 pixels, a images from 32", "a"]),
+    ],
+)
+def test_one_set_blurred_and_another_sharp_is_a_finding(sides, side, findings):
+    expected = [f"{findings[0]}: {TOLD.format(findings[1], min(sides.values()))}"] if findings else []
+    assert lint_sides(sides, "id", side) == expected
+
+
+def test_the_finding_on_blur_is_of_the_sides_of_the_files(monkeypatch):
+    side = {"cifar10_part": 32, "mnist": 28, "kmnist": 28, "svhn": 32}
+
+    def source(name: str, part: str, size: int | None = None) -> Images:
+        return Images(random_images(20, 3, side[name], side[name]), np.repeat([0, 1], 10), ("a", "b"))
+
+    monkeypatch.setattr(module, "read_source", source)
+    blurred = f"mnist images were enlarged from 28 to 32 pixels, cifar10_part images were not: {TOLD}".format(
+        "mnist", 28
+    )
+    assert OODImages("cifar10_part", far=["mnist", "svhn", "vflip"]).load(0).findings == [blurred]
+    assert OODImages("cifar10_part", far=["mnist", "svhn"], size=28).load(0).findings == []
+    assert OODImages("cifar10_part", far=["svhn"], size=40).load(0).findings == []
+    assert OODImages("mnist", near=["kmnist"], far=["svhn"]).load(0).findings == []
+    assert len(OODImages("mnist", near=["kmnist"], far=["svhn"], size=32).load(0).findings) == 1
+
+
 # splits
 
 
 def test_digits_are_there_without_any_file(empty_cache):
     split = load("digits_ood")
-    table = sklearn.datasets.load_digits()
+    table: Any = sklearn.datasets.load_digits()
     x = torch.from_numpy(np.rint(table.images * 255 / 16).astype(np.uint8))[:, None]
     y = torch.from_numpy(table.target)
     assert split.protocol == "ood" and split.protocols == {"held_out": "ood_near"}
@@ -166,7 +234,7 @@ def test_the_seed_moves_training_and_calibration_only():
 
 
 def test_training_does_not_depend_on_near_and_far(needs_data):
-    assert OODImages.scoring == ("near", "far")
+    assert OODImages.scoring == ("near", "far", "scored_rows")
     options = {"train_rows": 60, "near": [], "far": ["mnist"], "held_out": []}
     one = OODImages("digits", **options).load(0)
     two = OODImages("digits", **options | {"near": ["cifar10_part"], "far": ["dtd_part", "fashion_mnist"]}).load(0)
@@ -187,6 +255,91 @@ def test_fewer_training_rows_and_another_shape():
     assert torch.equal(large.train.x[:, 0], large.train.x[:, 2])
 
 
+def test_fewer_scored_rows_leave_training_alone():
+    full = load("digits_ood", far=["vflip"])
+    few = load("digits_ood", far=["vflip"], scored_rows=50)
+    assert torch.equal(few.train.x, full.train.x) and torch.equal(few.train.index, full.train.index)
+    assert torch.equal(few.mean, full.mean) and torch.equal(few.scale, full.scale)
+    digits = torch.from_numpy(sklearn.datasets.load_digits(return_X_y=True)[1])
+    offset = {"calibration": 0}
+    parts = {"calibration": few.calibration, **few.tests}
+    for name, rows in parts.items():
+        whole = full.calibration if name == "calibration" else full.tests[name]
+        place = torch.searchsorted(whole.index, rows.index)  # in the rows of the full set
+        assert torch.equal(whole.index[place], rows.index) and torch.equal(whole.x[place], rows.x)
+        assert len(rows) == len(rows.label) == 50 and torch.equal(whole.label[place], rows.label)
+        classes, of_all = (digits[offset.get(name, 1000) + one.index].bincount(minlength=10) for one in (rows, whole))
+        assert (classes - 50 * of_all / len(whole)).abs().max() < 1
+        if rows.y is not None:
+            assert torch.equal(whole.y[place], rows.y)
+
+
+def test_scored_rows_are_drawn_by_the_seed_and_for_each_set_alone():
+    one = load("digits_ood", scored_rows=30)
+    other, fewer_sets = load("digits_ood", seed=1, scored_rows=30), load("digits_ood", far=["hflip"], scored_rows=30)
+    for name, rows in one.tests.items():
+        assert not torch.equal(rows.index, other.tests[name].index)
+        assert torch.equal(rows.index, fewer_sets.tests[name].index)
+    full, all_of_them = load("digits_ood"), load("digits_ood", scored_rows=10**6)
+    assert full.data_sha256 == all_of_them.data_sha256 != one.data_sha256
+    single = load("digits_ood", scored_rows=1)
+    assert {len(rows) for rows in (single.calibration, *single.tests.values())} == {1}
+
+
+def test_scored_rows_of_other_sources_are_balanced(needs_data):
+    split = OODImages("digits", far=["dtd_part", "mnist"], scored_rows=40).load(0)
+    for name, classes in {"dtd_part": 10, "mnist": 10}.items():
+        source = read_source(name, "test")
+        index = split.tests[name].index.numpy()
+        drawn, all_of = (np.bincount(y, minlength=classes) for y in (source.y[index], source.y))
+        assert np.abs(drawn - 40 * all_of / len(source.y)).max() < 1
+        assert np.array_equal(split.tests[name].x, to_shape(source.x[index], (1, 8, 8)))
+    assert split.findings == ["40 of 40 dtd_part images are in colour, made grey (luma)"]
+
+
+def test_what_is_scored_moves_a_run_and_not_what_was_trained():
+    words = ["dataset=digits_ood", "backbone=resnet18", "detector=knn"]
+    plain, few, flipped = (
+        as_dict(compose("train", [*words, *more])) for more in ([], ["dataset.scored_rows=30"], ["dataset.far=[vflip]"])
+    )
+    assert len({store.run_folder(config) for config in (plain, few, flipped)}) == 3
+    assert len({store.backbone_folder(config) for config in (plain, few, flipped)}) == 1
+    assert len({store.stage_folder(config, ("k",)) for config in (plain, few, flipped)}) == 1
+
+
+def test_too_few_scored_rows_for_the_threshold_are_said():
+    def found(rows: int) -> list[str]:
+        split = load("digits_ood", scored_rows=rows)
+        parts = {"calibration": split.calibration, **split.tests}
+        scores = {name: (part.index.numpy(), part.label.numpy(), RNG.rand(len(part))) for name, part in parts.items()}
+        return evaluated.evaluate_scores(scores, Metrics(false_alarms=0.05, bootstrap=0), 0, [])["findings"]
+
+    (said,) = [text for text in found(18) if "calibration" in text]
+    assert said.startswith("18 calibration rows cannot guarantee 5 % false alarms")
+    assert not [text for text in found(19) if "calibration" in text]
+
+
+def test_flips_are_pillows_of_the_test_images_that_stay_in_distribution():
+    split = load("digits_ood", near=["hflip"], far=["vflip"])
+    assert split.protocols == {"held_out": "ood_near", "hflip": "ood_near", "vflip": "ood_far"}
+    assert list(split.tests) == ["test", "held_out", "hflip", "vflip"]
+    images = [Image.fromarray(image[0]) for image in split.tests["test"].x.numpy()]
+    for name, flip in {"vflip": ImageOps.flip, "hflip": ImageOps.mirror}.items():
+        rows = split.tests[name]
+        assert np.array_equal(rows.x[:, 0], np.stack([np.asarray(flip(image)) for image in images]))
+        assert rows.x.is_contiguous() and (rows.label == 1).all() and rows.y is None
+        assert torch.equal(rows.index, split.tests["test"].index)
+    few = load("digits_ood", far=["vflip"], scored_rows=20)
+    assert torch.equal(few.tests["vflip"].x, few.tests["test"].x.flip(2))
+    assert split.data_sha256 != load("digits_ood", near=["vflip"], far=["hflip"]).data_sha256
+
+
+def test_flips_have_no_files(empty_cache):
+    for words in (["fetch", "image/vflip"], ["verify", "image/vflip/test"]):
+        with pytest.raises(UserError, match=r"vflip has no files: it is the test images of dataset.id, upside down"):
+            data(words)
+
+
 def test_fashion_against_mnist_is_quick_and_has_the_known_statistics(needs_data):
     start = time.process_time()
     split = load("fashion_ood")
@@ -204,6 +357,7 @@ def test_cifar_part_against_textures_and_digits(needs_data):
     split = load("cifar10_part_ood")
     assert split.train.x.shape == (9000, 3, 32, 32)
     assert split.protocols == {"dtd_part": "ood_far", "mnist": "ood_far"}
+    assert any(finding.startswith("mnist images were enlarged from 28 to 32 pixels") for finding in split.findings)
     assert {name: tuple(rows.x.shape) for name, rows in split.tests.items()} == {
         "test": (2000, 3, 32, 32), "dtd_part": (1200, 3, 32, 32), "mnist": (10_000, 3, 32, 32),
     }  # fmt: skip
@@ -219,6 +373,9 @@ def test_cifar_part_against_textures_and_digits(needs_data):
         ({"id": "digits", "far": ["mnst"]}, r"unknown dataset.far 'mnst' \(did you mean 'mnist'\?\)"),
         ({"id": "dtd", "far": ["mnist"]}, r"dataset.id=dtd has no training part"),
         ({"id": "digits", "far": ["digits"]}, r"digits is named twice"),
+        ({"id": "digits", "far": ["vflp"]}, r"unknown dataset.far 'vflp' \(did you mean 'vflip'\?\)"),
+        ({"id": "vflip", "far": ["mnist"]}, r"vflip has no files: .*allowed in dataset.near and dataset.far only"),
+        ({"id": "digits", "far": ["vflip"], "near": ["vflip"]}, r"vflip is named twice"),
         ({"id": "digits", "far": ["mnist"], "near": ["mnist"]}, r"mnist is named twice"),
         ({"id": "digits"}, r"no OOD set: name some with dataset.far"),
         ({"id": "digits", "held_out": [10]}, r"held_out=10 is no class of digits, allowed: 0 to 9"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from outlie.data.adbench_files import DataFile, datasets, select
-from outlie.data.image_sets import DERIVED, SETS, ImageFile, ImageSet, image_files, select_images
+from outlie.data.image_sets import DERIVED, FLIPS, SETS, ImageFile, ImageSet, image_files, select_images
 from outlie.data.locate import cache_dir, data_dir, fetch, find, verify
 from outlie.errors import UserError, unknown
 
@@ -25,6 +25,7 @@ examples:
 
 ADBench files come from github.com/Minqi824/ADBench; its repository is BSD-2-Clause, the data keep their own terms.
 Image sets come from their authors; image/ may be left out where ADBench has no dataset of that name.
+vflip and hflip (dataset.near, dataset.far) are the test images of dataset.id, flipped: nothing to fetch.
 OUTLIE_DATA names a folder to look in first, OUTLIE_ADBENCH_URL and OUTLIE_IMAGES_URL mirrors."""
 
 # Inside scikit-learn: dataset, rows, features, anomalies under the default `anomaly` class.
@@ -103,7 +104,7 @@ def _select(words: list[str]) -> list[DataFile | ImageFile]:
             found = [*select(["all"]), *(file for files in image_files().values() for file in files)]
         elif name == "image":
             found = select_images(word.removeprefix("image/"))
-        elif name in SETS and name not in datasets():
+        elif name in (*SETS, *FLIPS) and name not in datasets():
             found = select_images(word)
         elif name not in ("adbench", *datasets()):
             raise UserError(unknown("dataset", word, {*datasets(), *SETS}) + "; see: run data list")

@@ -1,8 +1,9 @@
-"""What is suspicious about an image split: copies between its parts, constant images, unequal classes."""
+"""What is suspicious about an image split: copies between its parts, blur, constant images, unequal classes."""
 
 import numpy as np
 
 from outlie.data.image_arrays import CHUNK
+from outlie.data.image_sets import FLIPS
 from outlie.data.lints import mix, repeats
 
 IMBALANCE = 3  # times more images in the largest class than in the smallest
@@ -29,7 +30,10 @@ def lint_images(
     tests: dict[str, np.ndarray],
     classes: tuple[str, ...],
 ) -> list[str]:
-    """Findings about images in memory, all (N, C, H, W) uint8; an empty list if nothing is suspicious."""
+    """Findings about images in memory, all (N, C, H, W) uint8; an empty list if nothing is suspicious.
+
+    A test set named in FLIPS has the images of `test`, in their order.
+    """
     train_hash, calibration_hash = image_hashes(train), image_hashes(calibration)
     findings = repeats(calibration_hash, train_hash, "calibration", "training", "images")
     test_hash = image_hashes(tests["test"])
@@ -37,13 +41,47 @@ def lint_images(
         hashes = image_hashes(x)
         findings += repeats(hashes, train_hash, name, "training", "images")
         findings += repeats(hashes, calibration_hash, name, "calibration", "images")
-        if name != "test":
+        if name in FLIPS:
+            findings += _flipped(name, hashes, test_hash)
+        elif name != "test":
             findings += repeats(hashes, test_hash, name, "test", "images")
     for name, x in {"training": train, **tests}.items():
         flat = x.reshape(len(x), -1)
         if constant := int((flat.min(1) == flat.max(1)).sum()):
             findings.append(f"{constant} of {len(x)} {name} images have one value in all pixels")
     return findings + imbalance(y, classes)
+
+
+def _flipped(name: str, hashes: np.ndarray, test_hash: np.ndarray) -> list[str]:
+    """A symmetric image equals its own flip, which is no leak; equal to another test image it would be one."""
+    symmetric = hashes == test_hash
+    findings = repeats(hashes[~symmetric], test_hash, f"other {name}" if symmetric.any() else name, "test", "images")
+    if count := int(symmetric.sum()):
+        findings.append(f"{count} of {len(hashes)} {name} images are symmetric: equal to the images that were flipped")
+    return findings
+
+
+def lint_sides(sides: dict[str, int], id: str, side: int) -> list[str]:
+    """A finding for each set that is blurred where the in-distribution one is sharp, or the other way round.
+
+    An image of n pixels a side shown with `side` has the detail of min(n, side).
+
+    Args:
+        sides: Set -> the pixels of its sides before resizing.
+        id: Name of the in-distribution set.
+        side: Pixels of all sides after resizing.
+    """
+    findings = []
+    for name in sides:
+        less, more = sorted((name, id), key=lambda one: min(sides[one], side))
+        if min(sides[less], side) < min(sides[more], side):
+            other = "were not" if sides[more] >= side else f"from {sides[more]}"
+            findings.append(
+                f"{less} images were enlarged from {sides[less]} to {side} pixels, {more} images {other}: a score that "
+                f"sees blur tells {name} apart by that alone; dataset.size={min(sides.values())} brings all to one "
+                "resolution"
+            )
+    return findings
 
 
 def imbalance(y: np.ndarray, classes: tuple[str, ...]) -> list[str]:

@@ -71,6 +71,8 @@ SETS: dict[str, ImageSet] = {
     "dtd_part": ImageSet("npz", (3, 32, 32), {"all": 1_200}, 10),
     "digits": ImageSet("sklearn", (1, 8, 8), {"train": 1_000, "test": 797}, 10, DIGITS),
 }
+# OOD sets without files: the in-distribution test images, turned over
+FLIPS = {"vflip": "upside down", "hflip": "mirrored"}
 DERIVED = {"cifar10_part": "cifar10", "dtd_part": "dtd"}  # made from the full set where the part's own file is missing
 
 
@@ -110,9 +112,20 @@ def select_images(word: str) -> list[ImageFile]:
 
 def image_set(name: str, option: str = "image set") -> ImageSet:
     """What is known of a source; UserError with the nearest match for an unknown name."""
+    if name in FLIPS:
+        raise UserError(
+            f"{name} has no files: it is the test images of dataset.id, {FLIPS[name]}, allowed in dataset.near and "
+            "dataset.far only"
+        )
     if name not in SETS:
         raise UserError(unknown(option, name, SETS) + "; see: run data list")
     return SETS[name]
+
+
+def require_ood_set(name: str, option: str) -> None:
+    """UserError with the nearest match for what can be no OOD set: neither a source nor a flip."""
+    if name not in SETS and name not in FLIPS:
+        raise UserError(unknown(option, name, [*SETS, *FLIPS]) + "; see: run data list")
 
 
 def file_of(name: str, part: str) -> ImageFile:

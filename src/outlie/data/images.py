@@ -8,8 +8,8 @@ import torch
 
 from outlie.data.arrays import hash_arrays
 from outlie.data.image_arrays import balanced, channel_statistics, to_shape
-from outlie.data.image_lints import lint_images
-from outlie.data.image_sets import image_set
+from outlie.data.image_lints import lint_images, lint_sides
+from outlie.data.image_sets import FLIPS, image_set, require_ood_set
 from outlie.data.image_sources import Images, read_source
 from outlie.data.split import Rows, Split
 from outlie.errors import UserError
@@ -22,21 +22,24 @@ class OODImages:
     """An in-distribution image set with its own training and test images, and OOD sets by name.
 
     Test set `test` holds the in-distribution test images (label 0), every other one the images of one OOD set
-    (label 1), each image once. OOD images get the shape of the in-distribution ones.
+    (label 1), each image once. OOD images get the shape of the in-distribution ones. The OOD sets vflip and hflip are
+    the in-distribution test images upside down and mirrored.
 
     Args:
         id: In-distribution source: mnist, fashion_mnist, kmnist, cifar10, cifar100, svhn, tiny_imagenet, cifar10_part
             or digits.
-        near: OOD sources that are like it (protocol ood_near).
-        far: OOD sources that are unlike it (protocol ood_far).
+        near: OOD sources that are like it (protocol ood_near), or vflip, hflip: its own test images turned over.
+        far: OOD sources that are unlike it (protocol ood_far), or vflip, hflip.
         held_out: Class labels of `id` that are taken out of training; their test images are the near OOD set held_out.
         size: Side of the images in pixels; null = that of `id`.
         channels: 1 = grey, 3 = colour; null = that of `id`.
         calibration: Fraction of the training images of each class that is held out for the threshold.
         train_rows: Train on so many images only, drawn class by class; null = all.
+        scored_rows: Score at most so many images of each test set and so many calibration images, drawn class by class:
+            for scores that cost hundreds of passes; null = all. A detector fitted on calibration images gets these.
     """
 
-    scoring: ClassVar[tuple[str, ...]] = ("near", "far")
+    scoring: ClassVar[tuple[str, ...]] = ("near", "far", "scored_rows")
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class OODImages:
         channels: PositiveInt | None = None,
         calibration: Fraction = 0.1,
         train_rows: PositiveInt | None = None,
+        scored_rows: PositiveInt | None = None,
     ):
         if "train" not in image_set(id, "dataset.id").rows:
             raise UserError(f"dataset.id={id} has no training part: it can be in dataset.near or dataset.far only")
@@ -57,7 +61,7 @@ class OODImages:
         others = [*self.near, *self.far]
         for option, names in (("dataset.near", self.near), ("dataset.far", self.far)):
             for name in names:
-                image_set(name, option)
+                require_ood_set(name, option)
         if twice := {name for name in others if others.count(name) > 1 or name == id}:
             raise UserError(f"{min(twice)} is named twice in dataset.id, dataset.near, dataset.far: once is right")
         if not others and not self.held_out:
@@ -68,9 +72,10 @@ class OODImages:
         self.channels = channels
         self.calibration = calibration
         self.train_rows = train_rows
+        self.scored_rows = scored_rows
 
     def load(self, seed: int) -> Split:
-        """The split of this seed, which draws calibration and training rows; test sets are fixed.
+        """The split of this seed, which draws calibration, training and scored rows; without the last, tests are fixed.
 
         Raises:
             UserError: a class that does not exist or has no images, too few rows, a file that is wrong or missing.
@@ -85,18 +90,28 @@ class OODImages:
         index, y = _select(first, kept)
         _require_classes(y, classes, self.id)
         used, held = self._draw(y, seed)
+        held = held[self._scored(y[held], seed)]
         train, calibration = (to_shape(first.x[index[rows]], shape) for rows in (used, held))
         index_test, y_test = _select(last, kept)
+        scored = self._scored(y_test, seed)
+        index_test, y_test = index_test[scored], y_test[scored]
         images = {"test": to_shape(last.x[index_test], shape)}
         indices = {"test": index_test}
-        findings = []
+        findings, sides = [], {self.id: h}
         if self.held_out:
-            indices[HELD_OUT] = np.flatnonzero(np.isin(last.y, self.held_out))
+            others = np.flatnonzero(np.isin(last.y, self.held_out))
+            indices[HELD_OUT] = others[self._scored(last.y[others], seed)]
             images[HELD_OUT] = to_shape(last.x[indices[HELD_OUT]], shape)
         for name in (*self.near, *self.far):
-            x = read_source(name, "test", shape[1]).x
+            if name in FLIPS:
+                indices[name], images[name] = index_test, np.flip(images["test"], 2 if name == "vflip" else 3)
+                continue
+            source = read_source(name, "test", shape[1])
+            indices[name] = self._scored(source.y, seed)
+            x = source.x if len(indices[name]) == len(source.x) else source.x[indices[name]]
             findings += _converted(name, x, shape)
-            indices[name], images[name] = np.arange(len(x)), to_shape(x, shape)
+            sides[name], images[name] = x.shape[2], to_shape(x, shape)
+        findings += lint_sides(sides, self.id, shape[1])
 
         mean, scale = channel_statistics(train)
         near = dict.fromkeys([HELD_OUT] * bool(self.held_out) + list(self.near), "ood_near")
@@ -136,6 +151,12 @@ class OODImages:
                 "raise dataset.train_rows, or lower dataset.calibration"
             )
         return used, held
+
+    def _scored(self, y: np.ndarray, seed: int) -> np.ndarray:
+        """Which of the rows are scored; a set's draw does not depend on what other sets there are."""
+        if not self.scored_rows or self.scored_rows >= len(y):
+            return np.arange(len(y))
+        return balanced(y, self.scored_rows, np.random.RandomState(seed))
 
 
 def _select(images: Images, kept: list[int]) -> tuple[np.ndarray, np.ndarray]:
