@@ -92,7 +92,7 @@ def ddim(
         UserError: no times, a time out of range, noise that does not fall, eta > 0 without a generator.
     """
     _require_generator(eta, generator)
-    time_S, a, b = _levels(network, times, start)
+    time_S, a, b = levels(network, times, start)
     x = start
     for i, time in enumerate(time_S):
         x0, eps = _predicted(network, x, time, a[i], b[i], clip)
@@ -130,7 +130,7 @@ def ancestral(
         if not isinstance(network.process, VP):
             raise UserError("ancestral sampling of a VE process has no chain of its own; give the sigmas as times")
         times = range(network.process.T, 0, -1)
-    time_S, a, b = _levels(network, times, start)
+    time_S, a, b = levels(network, times, start)
     x = start
     for i, time in enumerate(time_S):
         x0, _ = _predicted(network, x, time, a[i], b[i], clip)
@@ -171,7 +171,7 @@ def heun(
         raise UserError("Heun's sampler is for a VE process; a VP process has ddim and ancestral")
     _require_generator(eta, generator)
     grid = [float(sigma) for sigma in sigmas]
-    _levels(network, grid, start)
+    levels(network, grid, start)
 
     def slope(x: Tensor, sigma: float) -> Tensor:
         x0, _ = network.denoise(x.float(), torch.tensor(sigma, dtype=torch.float32, device=x.device))
@@ -213,7 +213,7 @@ def sample(
         times = ddim_times(process.T, min(100, process.T) if steps is None else steps)
     else:
         times = heun_sigmas(18 if steps is None else steps)
-    _, _, b = _levels(network, [float(times[0])], torch.empty(0))
+    _, _, b = levels(network, [float(times[0])], torch.empty(0))
     weights = network.parameters() if isinstance(network, nn.Module) else iter(())
     device = next((weight.device for weight in weights), torch.device("cpu"))
     images = []
@@ -225,7 +225,7 @@ def sample(
     return torch.cat(images)
 
 
-def _levels(network: Denoises, times: Sequence[float], like: Tensor) -> tuple[Tensor, list[float], list[float]]:
+def levels(network: Denoises, times: Sequence[float], like: Tensor) -> tuple[Tensor, list[float], list[float]]:
     """Times on the device of `like`, and (a, b) at each and at the clean image that follows."""
     if not len(times):
         raise UserError("no times to sample along; give at least one")
