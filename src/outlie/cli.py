@@ -10,6 +10,7 @@ from outlie.errors import UserError, unknown
 COMMANDS = {
     "train": "assemble, train or fit, evaluate, store",
     "eval": "score a finished run again: other test sets, metrics, many detectors",
+    "probe": "linear probes on a denoiser's run: which block, at which noise",
     "figure": "draw a paper's figure, as PNG or SVG",
     "list": "what exists, with one line each",
     "show": "one choice with all its options, or a finished run",
@@ -78,7 +79,10 @@ def dispatch(argv: list[str]) -> int:
 
 
 def _commands() -> dict[str, Callable[[Words, tuple[str, ...]], int]]:
-    return {"train": _run, "eval": _run, "figure": _figure, "list": _list, "show": _show, "completion": _completion}
+    return {
+        "train": _run, "eval": _run, "probe": _run, "figure": _figure, "list": _list, "show": _show,
+        "completion": _completion,
+    }  # fmt: skip
 
 
 def parse(argv: list[str]) -> Words:
@@ -116,6 +120,8 @@ def _run(words: Words, config_dirs: tuple[str, ...]) -> int:
     command: Any
     if words.command == "train":
         from outlie.commands import train as command
+    elif words.command == "probe":
+        from outlie.commands import probe as command
     else:
         from outlie.commands import evaluate as command
     return command.main(config)

@@ -3,7 +3,7 @@
 import itertools
 import os
 
-from outlie import annotations, catalog, runs, signatures
+from outlie import annotations, catalog, checks, runs, signatures
 from outlie.errors import UserError, unknown
 
 # The words come from the line itself: readline splits at = and :, we do not.
@@ -104,6 +104,8 @@ def override(command: str, before: list[str], current: str, where: tuple[str, ..
     if equals:
         if own.get(key) in ("true", "false"):
             return _values(key, value, "bool")
+        if key in own and annotations.literals(checks.ROOT.get(key)):
+            return _values(key, value, checks.ROOT[key])
         return files(f"{key}=", value) if key == "output_dir" else []
     return _starting([f"{name}=" for name in (*groups, *own)] + [f"{name}." for name in groups], current)
 

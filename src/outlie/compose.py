@@ -19,6 +19,7 @@ from outlie.plain_route import PRIMARY, Draft
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+ON_A_RUN = ("eval", "probe")  # commands that are given `run=`, whose config is the base
 OWN = ("output_dir", "force", "dry_run", "debug", "allow", "choices")  # of this command line, not of a stored config
 
 
@@ -28,7 +29,7 @@ def compose(
     """The complete, resolved and checked config of `run COMMAND WORDS`; UserError lists every mistake.
 
     Args:
-        command: train or eval
+        command: train, eval or probe
         words: Hydra's overrides
         config_dirs: a user's own configs, searched first
         config_file: a stored run's config.yaml; its values are the base
@@ -68,9 +69,9 @@ def finish(
     problems, spoilt = list(line.problems), set(line.spoilt)
     own = catalog.load(catalog.primary(command, where))
     own.pop("defaults", None)
-    if command == "eval":
+    if command in ON_A_RUN:
         own["run"] = str(_run(line, own, config_file))
-    if command == "eval" or config_file is not None:
+    if command in ON_A_RUN or config_file is not None:
         base = config_file or Path(own["run"], "config.yaml")
         if line.groups.get("experiment"):
             problems.append("experiment= cannot be put on top of a stored config; set its groups and values")

@@ -36,6 +36,15 @@ examples:
   run eval run=1a2b3c4d explain=true
   run eval run=digits_ood-neco detectors=all         every post-hoc score over one forward pass
   run eval run=digits_ood-neco 'detectors=[neco,vim,odin]'""",
+    "probe": """Usage: run probe run=RUN [KEY=VALUE] [options]
+
+Trains a linear classifier on the features of every block of a run's denoiser, at every noise level, in one pass, and
+chooses block and noise by training images that are held out. Into outputs/probe/.
+
+examples:
+  run probe run=fashion_ood-knn-1a2b3c4d
+  run probe run=1a2b3c4d 'log_snr=[6,5,4]' 'blocks=[out_3,out_4]'
+  run probe run=1a2b3c4d augment=crop_flip rows=null test_rows=null     as published; for a GPU""",
     "figure": """Usage: run figure NAME [file=PICTURE.png|.svg] [seed=N] [KEY=VALUE]
 
 Draws a figure of a paper, and writes a table of its numbers beside it; into outputs/figures/ by default.
@@ -104,17 +113,17 @@ def overview(commands: dict[str, str]) -> str:
 
 def command(name: str, config_dirs: tuple[str, ...] = ()) -> str:
     """What `run COMMAND --help` prints."""
-    if name not in ("train", "eval"):
+    if name not in ("train", "eval", "probe"):
         return EXPLAINED[name]
     where = catalog.roots(config_dirs)
     lines = [EXPLAINED[name], "", "groups (run list GROUP, run show CHOICE):"]
-    for group in catalog.groups(where):
+    for group in catalog.groups(where) if name != "probe" else ["trainer"]:
         known = _folded(list(catalog.choices(group, where)))
         if known and (group != "experiment" or name == "train"):
             lines += _wrapped(f"  {group:<12}", ", ".join(known))
     lines += ["", "keys:"]
     for key in catalog.keys(catalog.primary(name, where)):
-        lines += _wrapped(f"  {key.name + '=' + key.default:<20}", key.doc)
+        lines += _wrapped(f"  {key.name + '=' + key.default:<19} ", key.doc)
     lines += ["  Every group has keys of its own, detector.k=10: run show knn lists them", "", OPTIONS]
     return "\n".join(lines)
 

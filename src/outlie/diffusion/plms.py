@@ -49,21 +49,21 @@ def plms(network: Denoises, starts: Tensor, chains: Sequence[Sequence[float]]) -
     lengths = [len(times) for times in chains]
     if len(chains) != S or lengths != sorted(lengths, reverse=True):
         raise ValueError(f"{S} states and chains of {lengths} times: one state a chain, the longest chain first")
-    levels = [levels(network, times, starts) for times in chains]
+    walks = [levels(network, times, starts) for times in chains]
     x, past = starts.flatten(0, 1), []
     for i in range(lengths[0]):
         going = sum(length > i for length in lengths)
         here = x[: going * B]
-        time = torch.stack([time_S[i] for time_S, _, _ in levels[:going]]).repeat_interleave(B)
+        time = torch.stack([time_S[i] for time_S, _, _ in walks[:going]]).repeat_interleave(B)
         _, eps = network.denoise(here, time)
         past = [eps, *(old[: going * B] for old in past[:3])]
         mixed = sum(w * old for w, old in zip(WEIGHTS[len(past) - 1], past))
-        keep, add = (here.new_tensor(c).repeat_interleave(B)[:, None, None, None] for c in _transfer(levels[:going], i))
+        keep, add = (here.new_tensor(c).repeat_interleave(B)[:, None, None, None] for c in _transfer(walks[:going], i))
         x = torch.cat([keep * here + add * mixed, x[going * B :]])
     return x.unflatten(0, (S, B))
 
 
-def _transfer(levels: Sequence[tuple[Tensor, list[float], list[float]]], i: int) -> tuple[list[float], list[float]]:
+def _transfer(walks: Sequence[tuple[Tensor, list[float], list[float]]], i: int) -> tuple[list[float], list[float]]:
     """a' / a and b' - a' b / a of each chain's i-th step: of the state, and of the noise."""
-    keep = [a[i + 1] / a[i] for _, a, _ in levels]
-    return keep, [b[i + 1] - ratio * b[i] for ratio, (_, _, b) in zip(keep, levels)]
+    keep = [a[i + 1] / a[i] for _, a, _ in walks]
+    return keep, [b[i + 1] - ratio * b[i] for ratio, (_, _, b) in zip(keep, walks)]
