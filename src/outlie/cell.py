@@ -141,8 +141,9 @@ def fitted(
         views = ground.source(detector.fits_on, detector.needs)
         with cost.seconds() as fitting:
             stages.fit(detector, views, ground.device)
-        spent |= {"fit_s": fitting.wall, "fit_cpu_s": fitting.cpu, "fitted_on": detector.fits_on}
-        log.info("fit       %d %s rows, %.2f s", len(views), detector.fits_on, fitting.wall)
+        rows = min(len(views), getattr(detector, "fit_rows", None) or len(views))
+        spent |= {"fit_s": fitting.wall, "fit_cpu_s": fitting.cpu, "fitted_on": detector.fits_on, "fit_rows": rows}
+        log.info("fit       %d %s rows, %.2f s", rows, detector.fits_on, fitting.wall)
     return spec, spent
 
 

@@ -106,7 +106,7 @@ class Train(L.LightningModule):
         if self.recipe.decay_lr:
             progress = (self.current_epoch + batch_idx / len(self.batches)) / self.epochs
             for group in self._optimizer.param_groups:
-                group["lr"] = self.recipe.lr_at(progress)
+                group["lr"] = self.recipe.lr_at(progress) * group.get("scale", 1.0)
         loss = self.detector.loss(batch.map(lambda t: t.to(self.device)), self.generator)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward() if self._plain else self.manual_backward(loss)
