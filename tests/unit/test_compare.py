@@ -75,7 +75,11 @@ def test_names_are_taken_in_order_and_once():
     [
         ("mps", Classifier.provides, "did you mean 'msp'"),
         (["msp", "al"], Classifier.provides, "detectors=all, network or names"),
-        ("all", Identity.provides, "score a trained classifier or denoiser, and the run's backbone has x, features only"),
+        (
+            "all",
+            Identity.provides,
+            "score a trained classifier or denoiser, and the run's backbone has x, features only",
+        ),
         ("vim", ("x", "features", "logits"), "'vim' needs head"),
         ([], Classifier.provides, "names no detector"),
     ],
