@@ -15,7 +15,7 @@ ROOT = {
     "blocks": "list[str]", "log_snr": "list[float]", "augment": "Literal['none', 'crop_flip']", "draws": "PositiveInt",
     "rows": "PositiveInt | None", "test_rows": "PositiveInt | None", "held_out": "Fraction", "epochs": "PositiveInt",
     "min_steps": "NonNegativeInt", "lr": "PositiveFloat | None",
-    "n": "PositiveInt", "steps": "PositiveInt | None", "inception": "str | None",
+    "noisy": "bool", "n": "PositiveInt", "steps": "PositiveInt | None", "inception": "str | None",
 }  # fmt: skip
 MISSING = "???"
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "assemble, train or fit, evaluate, store",
     "eval": "score a finished run again: other test sets, metrics, many detectors",
     "probe": "linear probes on a denoiser's run: which block, at which noise",
+    "sample": "images from a denoiser's run, and how far they are from real ones",
     "figure": "draw a paper's figure, as PNG or SVG",
     "list": "what exists, with one line each",
     "show": "one choice with all its options, or a finished run",
@@ -80,7 +81,7 @@ def dispatch(argv: list[str]) -> int:
 
 def _commands() -> dict[str, Callable[[Words, tuple[str, ...]], int]]:
     return {
-        "train": _run, "eval": _run, "probe": _run, "figure": _figure, "list": _list, "show": _show,
+        "train": _run, "eval": _run, "probe": _run, "sample": _run, "figure": _figure, "list": _list, "show": _show,
         "completion": _completion,
     }  # fmt: skip
 
@@ -122,6 +123,8 @@ def _run(words: Words, config_dirs: tuple[str, ...]) -> int:
         from outlie.commands import train as command
     elif words.command == "probe":
         from outlie.commands import probe as command
+    elif words.command == "sample":
+        from outlie.commands import sample as command
     else:
         from outlie.commands import evaluate as command
     return command.main(config)

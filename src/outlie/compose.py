@@ -19,7 +19,7 @@ from outlie.plain_route import PRIMARY, Draft
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-ON_A_RUN = ("eval", "probe")  # commands that are given `run=`, whose config is the base
+ON_A_RUN = ("eval", "probe", "sample")  # commands that are given `run=`, whose config is the base
 OWN = ("output_dir", "force", "dry_run", "debug", "allow", "choices")  # of this command line, not of a stored config
 
 
@@ -29,7 +29,7 @@ def compose(
     """The complete, resolved and checked config of `run COMMAND WORDS`; UserError lists every mistake.
 
     Args:
-        command: train, eval or probe
+        command: train, eval, probe or sample
         words: Hydra's overrides
         config_dirs: a user's own configs, searched first
         config_file: a stored run's config.yaml; its values are the base

@@ -45,6 +45,16 @@ examples:
   run probe run=fashion_ood-knn-1a2b3c4d
   run probe run=1a2b3c4d 'log_snr=[6,5,4]' 'blocks=[out_3,out_4]'
   run probe run=1a2b3c4d augment=crop_flip rows=null test_rows=null     as published; for a GPU""",
+    "sample": """Usage: run sample run=RUN [KEY=VALUE] [options]
+
+Samples images from a run's denoiser with its usual sampler, and measures the Frechet distance between their features
+and those of as many training images; into outputs/sample/. The features are the run's own, so this is no FID; FID takes
+the weights of its own network: inception=FILE.
+
+examples:
+  run sample run=fashion_ood-ddae-1a2b3c4d
+  run sample run=1a2b3c4d n=10000
+  run sample run=1a2b3c4d n=50000 inception=pt_inception-2015-12-05.pth""",
     "figure": """Usage: run figure NAME [file=PICTURE.png|.svg] [seed=N] [KEY=VALUE]
 
 Draws a figure of a paper, and writes a table of its numbers beside it; into outputs/figures/ by default.
@@ -113,11 +123,11 @@ def overview(commands: dict[str, str]) -> str:
 
 def command(name: str, config_dirs: tuple[str, ...] = ()) -> str:
     """What `run COMMAND --help` prints."""
-    if name not in ("train", "eval", "probe"):
+    if name not in ("train", "eval", "probe", "sample"):
         return EXPLAINED[name]
     where = catalog.roots(config_dirs)
     lines = [EXPLAINED[name], "", "groups (run list GROUP, run show CHOICE):"]
-    for group in catalog.groups(where) if name != "probe" else ["trainer"]:
+    for group in catalog.groups(where) if name not in ("probe", "sample") else ["trainer"]:
         known = _folded(list(catalog.choices(group, where)))
         if known and (group != "experiment" or name == "train"):
             lines += _wrapped(f"  {group:<12}", ", ".join(known))

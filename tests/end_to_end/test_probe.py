@@ -7,10 +7,13 @@ import shlex
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from outlie.cli import main
 from outlie.commands import probe as command
+from outlie.commands import sample as sampling
 from outlie.data.sklearn_tables import SklearnTable
 from outlie.errors import UserError
 
@@ -130,8 +133,53 @@ def test_refused(word, said, refused, outputs):
 def test_a_run_without_a_denoiser(train, refused, tmp_path):
     train("detector=knn")
     message = refused("probe", f"run={only(tmp_path / 'outputs' / 'train').name}")
-    assert "looks into a denoiser" in message
+    assert "run probe needs a denoiser" in message
     assert "backbone=unet" in message
+
+
+def test_the_class_is_read_from_noisy_images(probe, tmp_path):
+    assert probe("noisy=true", "epochs=2", "blocks=[out_2]").code == 0
+    (folder,) = [path.parent for path in (tmp_path / "outputs" / "probe").glob("*/noisy.png")]
+    assert result_of(folder)["noisy"]["train_rows"] == 120
+    with open(folder / "noisy.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [int(line["t"]) for line in lines] == list(range(1, 1000, 50))
+
+
+def test_samples(run, outputs, refused, tmp_path):
+    words = ("sample", f"run={outputs.name}", "n=20", "steps=5", "trainer.threads=1")
+    assert run(*words).code == 0
+    folder = only(tmp_path / "outputs" / "sample")
+    assert {"samples.png", "samples.npz", "result.json"} <= {path.name for path in folder.iterdir()}
+    result = result_of(folder)
+    assert result["cost"]["nfe"] == 5 and result["rows"] == {"samples": 20, "real": 20}
+    assert result["metrics"]["frechet_ddae"] > result["metrics"]["frechet_ddae_real_to_real"] > 0
+    with np.load(folder / "samples.npz") as file:
+        assert file["x"].shape == (20, 1, 8, 8) and file["x"].dtype == np.uint8
+    assert "done already" in run(*words).err
+    assert "no such file" in refused("sample", f"run={outputs.name}", "n=2", "steps=2", "inception=nowhere.pth")
+    assert "steps" in refused("sample", f"run={outputs.name}", "steps=2000")
+
+
+def test_fid_is_that_of_torchmetrics_with_the_weights_given(monkeypatch, tmp_path):
+    class Stub:
+        def __init__(self, feature_extractor_weights_path):
+            self.path, self.seen = feature_extractor_weights_path, {True: [], False: []}
+
+        def to(self, device):
+            return self
+
+        def update(self, images, real):
+            self.seen[real].append(images)
+
+        def compute(self):
+            assert [tuple(torch.cat(self.seen[kind]).shape) for kind in (True, False)] == [(70, 3, 8, 8), (80, 3, 8, 8)]
+            return torch.tensor(12.5)
+
+    (tmp_path / "w.pth").touch()
+    monkeypatch.setattr("torchmetrics.image.fid.FrechetInceptionDistance", Stub)
+    x = torch.zeros(80, 1, 8, 8, dtype=torch.uint8)
+    assert sampling.fid(x, x[:70], tmp_path / "w.pth", torch.device("cpu")) == 12.5
 
 
 def test_a_run_that_is_not_finished(refused, outputs):

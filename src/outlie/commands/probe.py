@@ -12,14 +12,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from outlie import catalog, cell, checks, distributed, log
+from outlie import cell, distributed, log
 from outlie.build import build
-from outlie.commands.evaluate import same_training
+from outlie.commands.on_denoiser import opened
 from outlie.commands.train import plain
 from outlie.data.split import Rows, Split
 from outlie.errors import UserError
 from outlie.metrics import cost
-from outlie.probe import report
+from outlie.probe import noisy, report
 from outlie.probe.contrast import BATCH, contrast
 from outlie.probe.grid import Grid, progress, shuffled
 from outlie.probe.heads import BATCH as STEP
@@ -35,21 +35,8 @@ def main(cfg: DictConfig) -> int:
     """Find or compute the probes of a run and show them; exit code."""
     now, allow = plain(cfg), list(cfg.allow)
     now["log_snr"] = [float(level) for level in now["log_snr"]]
-    run = Path(now["run"])
-    trained = store.read_result(run)
-    if trained is None or trained["status"] != "done":
-        raise UserError(f"{run} is not a finished run; run train --config {run / 'config.yaml'} finishes it")
-    then = plain(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
-    same_training(then, now, ())
-    if store.training_identity(now)["dataset"] != store.training_identity(then)["dataset"]:
-        raise UserError("the probes are trained on the rows of the run's training: keep its dataset")
-    backbone, options = build(now["backbone"], allow), build(now["trainer"], allow)
-    if "denoiser" not in backbone.provides:
-        would_do = ", ".join(f"backbone={name}" for name in checks.providers(("denoiser",), catalog.roots()))
-        raise UserError(
-            f"run probe looks into a denoiser, and the backbone of {run.name} is {then['choices']['backbone']}; "
-            f"would do: a run with {would_do}"
-        )
+    run, backbone = opened(now, "probe")
+    options = build(now["trainer"], allow)
     folder = Path(now["output_dir"]) / "probe" / f"{run.name}-{store.digest(store.identity(now))}"
     result = store.read_result(folder)
     done = result is not None and result["status"] == "done" and not now["force"]
@@ -158,6 +145,12 @@ def compute(now: dict[str, Any], backbone: Any, options: Any, run: Path, folder:
         "error": None,
     }
     report.write(result, folder)
+    if now["noisy"]:
+        test = split.tests["test"]
+        result["noisy"] = noisy.report(
+            backbone, split.train.x, split.train.y, test.x, test.y, folder, seed, now["epochs"], now["rows"]
+        )
+        log.log.info("noisy     %s", folder / "noisy.png")
     return result
 
 

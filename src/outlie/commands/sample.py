@@ -12,9 +12,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from outlie import catalog, cell, checks, distributed, log
+from outlie import cell, distributed, log
 from outlie.build import build
-from outlie.commands.evaluate import same_training
+from outlie.commands.on_denoiser import opened
 from outlie.commands.train import plain
 from outlie.diffusion.image_samplers import sample
 from outlie.errors import UserError
@@ -28,19 +28,8 @@ SHOWN = 64  # images of samples.png
 def main(cfg: DictConfig) -> int:
     """Find or draw the samples and say where they are; exit code."""
     now, allow = plain(cfg), list(cfg.allow)
-    run = Path(now["run"])
-    trained = store.read_result(run)
-    if trained is None or trained["status"] != "done":
-        raise UserError(f"{run} is not a finished run; run train --config {run / 'config.yaml'} finishes it")
-    then = plain(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
-    same_training(then, now, ())
-    backbone, options = build(now["backbone"], allow), build(now["trainer"], allow)
-    if "denoiser" not in backbone.provides:
-        would_do = ", ".join(f"backbone={name}" for name in checks.providers(("denoiser",), catalog.roots()))
-        raise UserError(
-            f"run sample draws from a denoiser, and the backbone of {run.name} is {then['choices']['backbone']}; "
-            f"would do: a run with {would_do}"
-        )
+    run, backbone = opened(now, "sample")
+    options = build(now["trainer"], allow)
     folder = Path(now["output_dir"]) / "sample" / f"{run.name}-{store.digest(store.identity(now))}"
     result = store.read_result(folder)
     if now["dry_run"]:

@@ -1,0 +1,39 @@
+"""What commands on a denoiser's run have in common: the run, finished and of a denoiser, and its backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from outlie import catalog, checks
+from outlie.build import build
+from outlie.commands.evaluate import same_training
+from outlie.commands.train import plain
+from outlie.errors import UserError
+from outlie.results import store
+
+
+def opened(now: dict[str, Any], command: str) -> tuple[Path, Any]:
+    """The run's folder and its backbone, built and not yet filled.
+
+    Raises:
+        UserError: the run is not finished, its backbone is no denoiser, or the overrides ask for another training.
+    """
+    run = Path(now["run"])
+    trained = store.read_result(run)
+    if trained is None or trained["status"] != "done":
+        raise UserError(f"{run} is not a finished run; run train --config {run / 'config.yaml'} finishes it")
+    then = plain(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
+    same_training(then, now, ())
+    if store.training_identity(now)["dataset"] != store.training_identity(then)["dataset"]:
+        raise UserError(f"run {command} works with the images of the run's training: keep its dataset")
+    backbone = build(now["backbone"], list(now["allow"]))
+    if "denoiser" not in backbone.provides:
+        would_do = ", ".join(f"backbone={name}" for name in checks.providers(("denoiser",), catalog.roots()))
+        raise UserError(
+            f"run {command} needs a denoiser, and the backbone of {run.name} is {then['choices']['backbone']}; "
+            f"would do: a run with {would_do}"
+        )
+    return run, backbone
