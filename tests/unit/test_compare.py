@@ -53,6 +53,17 @@ def test_all_are_the_scores_of_cached_views_and_network_the_rest():
             assert signatures.read(catalog.target(path)).posthoc == (name in served), name
 
 
+def test_network_evaluations_stand_beside_whole_latencies():
+    cost = {"cost": {"nfe": 350}, "latency": {"detector_p50_ms": 9.0, "latency_p50_ms": 12.0}}
+    console = Console(file=io.StringIO(), width=200)
+    comparison.render([result("ddpm_ood", 0.9, **cost), result("knn", 0.8)], Path("folder"), console)
+    said = console.file.getvalue()
+    (line,) = [line for line in said.splitlines() if "ddpm_ood" in line]
+    assert line.split()[-2:] == ["350", "12"] and "NFE" in said
+    (line,) = [line for line in said.splitlines() if line.strip().startswith("knn")]
+    assert line.split()[-2:] == ["-", "0.012"]  # a shared pass: the detector's own part
+
+
 def test_a_denoiser_serves_its_own():
     cached, network = (compare.names_of(group, Denoiser.provides) for group in compare.GROUPS)
     assert {"ddae", "mahalanobis", "deep_knn", "neco"} <= set(cached)

@@ -206,6 +206,7 @@ def cost_in_words(cost: Mapping[str, Any] | None) -> str | None:
         for key, text in (
             ("parameters", f"{cost.get('parameters') or 0:,} parameters"),
             ("buffers", f"{cost.get('buffers') or 0:,} fitted numbers"),
+            ("nfe", f"{cost.get('nfe') or 0:,} network evaluations a row"),
             ("flops_per_row", f"{_large(cost.get('flops_per_row') or 0)}FLOP a row"),
             ("peak_memory_mb", f"{cost.get('peak_memory_mb') or 0:,.0f} MiB at peak{memory}"),
         )
