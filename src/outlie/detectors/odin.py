@@ -34,7 +34,7 @@ class ODIN(Detector):
         noise: step of every pixel, in units of 0..1; for rows that are no images, of the standardised columns.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("x", "network")
+    needs: ClassVar[tuple[str, ...]] = ("x", "logits", "network")
     paper: ClassVar[str] = (
         "Liang et al., Enhancing the Reliability of Out-of-distribution Image Detection in Neural Networks, ICLR 2018"
     )

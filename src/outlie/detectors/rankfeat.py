@@ -35,7 +35,7 @@ class RankFeat(Detector):
         T: temperature of the energy.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("x", "network")
+    needs: ClassVar[tuple[str, ...]] = ("x", "logits", "network")
     paper: ClassVar[str] = (
         "Song et al., RankFeat: Rank-1 Feature Removal for Out-of-distribution Detection, NeurIPS 2022"
     )
