@@ -43,7 +43,7 @@ SIGNATURES = {name: signatures.read(catalog.target(catalog.choices("detector", W
 DENOISER = [name for name in NAMES if "denoiser" in SIGNATURES[name].needs]
 POSTHOC = [name for name in NAMES if SIGNATURES[name].posthoc and name not in DENOISER]
 NETWORK = [name for name in POSTHOC if "network" in SIGNATURES[name].needs]
-PASSES = {"lmd": 10, "lmd/ddae": 10, "lmd/paper": 10, "ddpm_ood": 20, "ddpm_ood/ddae": 20, "ddpm_ood/grey": 20}  # steps
+PASSES = {"lmd": 3, "lmd/ddae": 3, "lmd/paper": 3, "ddpm_ood": 20, "ddpm_ood/ddae": 20, "ddpm_ood/grey": 8}  # steps
 LABELLED = {"mahalanobis", "openmax", "openmax/pytorch_ood", "relative_mahalanobis", "she", "temperature_scaling"}
 MEAN_OF_EACH_CLASS = {"mahalanobis", "relative_mahalanobis", "she"}  # cannot do without one
 OPTIONS = Options(accelerator="cpu", threads=1)
@@ -176,7 +176,7 @@ def denoiser() -> Ground:
 
 def small_unet() -> UNet:
     return UNet(
-        base=16, multipliers=[1, 2], depth=1, attention=[1], dropout=0.0, flip=False, images=12_000, batch_size=25,
+        base=16, multipliers=[1, 2], depth=1, attention=[1], dropout=0.0, flip=False, images=8_000, batch_size=25,
         lr=2e-3, warmup_images=500, ema=0.99,
     )  # fmt: skip
 
