@@ -270,7 +270,8 @@ def test_anomalies_score_higher(name):
 def test_a_row_alone_scores_as_in_any_batch(name):
     detector, on = learnt(name), ground(name)
     test, together = on.of(on.test), scores(detector, on)
-    tolerance = {"rtol": 1e-4, "atol": 1e-7}
+    # z-scores and log densities cross 0, where rounding over many passes is no small part of them
+    tolerance = {"rtol": 1e-4, "atol": 1e-4 * float(together.std()) if name in DENOISER else 1e-7}
     with torch.no_grad():
         alone = detector.score(test[3:4])
     assert alone.shape == (1,)
