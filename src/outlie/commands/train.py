@@ -146,6 +146,7 @@ def compute(
 
     first = rank_and_world()[0] == 0
     detector = build(cfg["detector"], allow)  # first: what it refuses needs no data
+    build(cfg["backbone"], allow)  # nor does what a backbone refuses
     split = cell.load(cfg["dataset"], cfg["choices"]["dataset"], cfg["seed"], allow)
     part = cfg["dataset"].get("part")  # one file of several: a published cell is the mean of all of them
 
