@@ -188,7 +188,7 @@ def providers(needs: Iterable[str], where: tuple[str, ...]) -> list[str]:
     for name, path in catalog.choices("backbone", where).items():
         signature = signatures.read(catalog.target(path))
         if signature and set(needs) <= set(signature.provides):
-            found[name] = len(signature.provides)
+            found[name] = ("network" in signature.provides, "denoiser" in signature.provides)
     return sorted(found, key=lambda name: found[name])
 
 

@@ -19,7 +19,7 @@ WHERE = catalog.roots()
 NAMES = sorted(catalog.choices("backbone", WHERE))
 PROVIDES = {name: signatures.read(catalog.target(catalog.choices("backbone", WHERE)[name])).provides for name in NAMES}
 NO_HEAD = [name for name in NAMES if "head" not in PROVIDES[name]]  # identity, pixels; denoisers have their own file
-CLASSIFIERS = [name for name in NAMES if name not in NO_HEAD and name not in ("timm", "ddae_finetune")]
+CLASSIFIERS = [name for name in NAMES if name not in NO_HEAD and name not in ("timm", "unet_finetune")]
 HAS_TIMM = importlib.util.find_spec("timm") is not None
 CLASSES = 3
 SIDES = {"vit_b16": 32}  # four of its patches; the others take 16 pixels
@@ -171,5 +171,5 @@ def test_timm_or_how_to_get_it():
 
 def test_nothing_is_left_out():
     others = {name for name in NAMES if "denoiser" in PROVIDES[name]} | {"identity", "pixels", "timm"}
-    assert {*CLASSIFIERS, *others} | {name for name in NAMES if name == "ddae_finetune"} == set(NAMES)
+    assert {*CLASSIFIERS, *others} | {name for name in NAMES if name == "unet_finetune"} == set(NAMES)
     assert {"mlp", "resnet18", "vit_b16", "wide_resnet", "resnet18/collapse"} <= set(CLASSIFIERS)

@@ -9,8 +9,10 @@ from omegaconf import OmegaConf
 
 from outlie import catalog, checks, signatures
 from outlie.backbones.classifier import Classifier
+from outlie.backbones.denoiser import Denoiser
 from outlie.backbones.identity import Identity
 from outlie.backbones.resnet import ResNet
+from outlie.backbones.unet import UNet
 from outlie.build import build
 from outlie.compose import compose
 from outlie.detectors.base import Detector, Spec, Views, set_up
@@ -27,7 +29,7 @@ def word_of_a_backbone(name: str) -> str:
     """The simplest backbone that has what the detector needs; a small ResNet for those that want the network."""
     needs = signatures.read(catalog.target(catalog.choices("detector", WHERE)[name])).needs
     able = checks.providers(needs, WHERE)
-    simplest = ["resnet10"] if "network" in needs else ["identity", "mlp"]
+    simplest = ["resnet10", "unet/small"] if "network" in needs else ["identity", "mlp", "unet/small"]
     return "backbone=" + next(backbone for backbone in simplest if backbone in able)
 
 
@@ -48,11 +50,14 @@ def spec(name: str = "") -> Spec:
     """Sizes for every kind of detector, with a head and a network that was never trained."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = ResNet(depth=10, width=2)
-        network.build((1, 8, 8), CLASSES)
+        network, denoiser = ResNet(depth=10, width=2), UNet(base=8, multipliers=[1, 2], depth=1)
+        for one in (network, denoiser):
+            one.build((1, 8, 8), CLASSES)
     assert network.head.in_features == DIM
-    x = (1, 8, 8) if name.startswith("pixel_") else (DIM,)
-    return Spec({"x": x, "features": (DIM,), "logits": (CLASSES,)}, 0, CLASSES, network.head, network)
+    on_denoiser = name and "denoiser" in signatures.read(catalog.target(catalog.choices("detector", WHERE)[name])).needs
+    x = (1, 8, 8) if name.startswith("pixel_") or on_denoiser else (DIM,)
+    sizes = {"x": x, "features": (DIM,), "logits": (CLASSES,)}
+    return Spec(sizes, 0, CLASSES, network.head, denoiser if on_denoiser else network)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +65,9 @@ def test_its_hooks_fit_together(name):
     detector = set_up(built(name), spec(name))
     cls = type(detector)
     assert cls.score is not Detector.score
-    assert set(cls.needs) <= set(Classifier.provides) <= {*Views.__dataclass_fields__, "head", "network"}
+    provided = [set(one.provides) for one in (Classifier, Denoiser)]
+    assert set.union(*provided) <= {*Views.__dataclass_fields__, "head", "network", "denoiser"}
+    assert any(set(cls.needs) <= one for one in provided)
     assert cls.posthoc or set(cls.needs) <= set(Identity.provides)
     trained, fitted = hasattr(detector, "loss"), hasattr(detector, "fit")
     assert trained or fitted or cls.posthoc  # a classifier's scores may need neither
@@ -91,12 +98,13 @@ OTHER = {
     "rec_start": 3, "steps": 3, "forward_noise": "true", "posterior_noise": "true", "k": 3, "T": 77, "scorer": "mode",
     "aggregate": "mean", "gamma": 0.5, "M": 2, "alpha": 2, "below": "zero", "percentile": 50, "denominator": "raw",
     "max_logit": "true", "noise": 0.002, "distance": "origin", "metric": "cosine", "power": 2, "threshold": 0.1,
-    "blocks": "last", "score_by": "recon_err", "draws": 5, "diagnose": 0,
+    "blocks": "last", "score_by": "recon_err", "draws": 5, "diagnose": 0, "levels": 5, "complexity": "true",
+    "repetitions": 3, "squares": 4,
 }  # fmt: skip
 OWN = {
     ("diffusion", "score_by"): "full_path", ("dte_c", "score_by"): "mode", ("dte_ig", "score_by"): "raw",
     ("pixel_ddpm", "score_by"): "full_path", ("pixel_dte_c", "score_by"): "mode",
-    ("ash_b", "variant"): "s", ("ash_p", "variant"): "b", ("ash_s", "variant"): "p",
+    ("lmd", "distance"): "ssim", ("ash_b", "variant"): "s", ("ash_p", "variant"): "b", ("ash_s", "variant"): "p",
 }  # fmt: skip
 
 
@@ -193,6 +201,8 @@ PAPER = {
     **NECO,
     **AUTOENCODERS,
     "gram/paper": {"powers": 10},
+    "cfs/paper": {"repeats": 1, "fit_rows": 8192, "head": "gaussian", "log_snr": None},  # specification of DDAE, 8.5
+    "lmd/paper": {"steps": 1000, "repetitions": 10, "squares": 8},  # and 8.3
     # specification of NECO: what its authors' code runs the baselines with
     "residual/neco_paper": {"d": 300},
     "vim/neco_paper": {"d": 300},

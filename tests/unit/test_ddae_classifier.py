@@ -262,7 +262,7 @@ def test_dropout_is_the_denoisers_or_ones_own(tmp_path):
 
 
 def test_the_yaml_is_the_recipe(run):
-    network = build(compose("train", ["backbone=ddae_finetune", f"backbone.denoiser={run[0]}"]).backbone)
+    network = build(compose("train", ["backbone=unet_finetune", f"backbone.denoiser={run[0]}"]).backbone)
     recipe = network.recipe
     assert isinstance(network, DDAEClassifier) and isinstance(network, Classifier)
     assert (recipe.method, recipe.lr, recipe.weight_decay, recipe.warmup) == ("adamw", 1e-3, 0.05, 0.05)

@@ -1,7 +1,7 @@
 """A denoiser fine-tuned to classify: softmax(W pool(block(a x + b eps)) + w_0), all of it trained by cross-entropy.
 
 Xiang et al., Denoising Diffusion Autoencoders are Unified Self-supervised Learners, ICCV 2023, fine-tune so; their
-settings could not be read, those of configs/backbone/ddae_finetune.yaml are ours. The specification of DDAE, 7.2.
+settings could not be read, those of configs/backbone/unet_finetune.yaml are ours. The specification of DDAE, 7.2.
 """
 
 from __future__ import annotations

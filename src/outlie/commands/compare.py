@@ -59,7 +59,7 @@ def names_of(asked: str | list[str], backbone_provides: tuple[str, ...]) -> list
             raise UserError(
                 f"detector '{name}' needs {', '.join(lacking)}, which the run's backbone does not provide "
                 f"(it has {', '.join(backbone_provides)}); would do: "
-                + ", ".join(f"backbone={one}" for one in checks.providers(signature.needs, where)[:5])
+                + ", ".join(f"backbone={one}" for one in checks.providers(signature.needs, where))
             )
     return list(dict.fromkeys(found))
 
