@@ -93,7 +93,7 @@ class Train(L.LightningModule):
         # one process without a gradient scaler needs none of Lightning's wrapping: a tenth of a small network's step
         self._plain = rank_and_world()[1] == 1 and self.trainer.precision in ("32-true", "64-true", "bf16-mixed")
         self._optimizer: Any = self.optimizers(use_pl_optimizer=not self._plain)
-        self._saved = time.monotonic()
+        self._saved, self._save_s = time.monotonic(), 0.0
 
     def on_train_epoch_start(self) -> None:
         rank, world = rank_and_world()
@@ -139,7 +139,9 @@ class Train(L.LightningModule):
         stop = getattr(self.detector, "stop", None)
         if enough or (stop is not None and stop(self.losses)):
             self.trainer.should_stop = True
-        since = mean_over_ranks(torch.tensor(time.monotonic() - self._saved, device=self.device))
+        # saving a large state takes its time: a fiftieth of the training at most
+        since = time.monotonic() - self._saved - 50 * self._save_s * bool(self.checkpoint_seconds)
+        since = mean_over_ranks(torch.tensor(since, device=self.device))
         last = self.trainer.should_stop or self.current_epoch + 1 == self.epochs
         # one answer for all ranks, as saving is a collective; from a last state there is nothing to resume: Lightning
         # would go on beyond a stop, and leave out on_train_end after the last epoch
@@ -148,12 +150,14 @@ class Train(L.LightningModule):
 
     def save(self) -> None:
         """Keep the state at this epoch's end."""
+        started = time.monotonic()
         if self.trainer.is_global_zero:
             with store.whole(self.checkpoint) as temporary:
                 self.trainer.save_checkpoint(temporary)
         else:
             self.trainer.save_checkpoint(self.checkpoint)  # writes nothing, takes part
         self._saved = time.monotonic()
+        self._save_s = self._saved - started
 
     def on_train_end(self) -> None:
         for average in self._average:

@@ -19,7 +19,8 @@ class Options:
         max_epochs: a cap for every training stage; null leaves each stage its own number
         threads: most CPU threads; null leaves torch's choice; work too small to share takes one
         compile: torch.compile the training step
-        checkpoint_seconds: at least this long between two checkpoints of an unfinished training
+        checkpoint_seconds: at least this long between two checkpoints of an unfinished training, and fifty times as
+            long as the last one took to write; 0 = at the end of every epoch
         progress: bars; auto shows them on a terminal only
     """
 
