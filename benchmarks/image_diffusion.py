@@ -38,12 +38,15 @@ def run(*words: str) -> None:
 
 
 def trained(dataset: str, outputs: Path) -> Path:
-    """The folder of the experiment's run."""
+    """The folder of the experiment's run; of several on one denoiser the one that was compared."""
+    found = []
     for path in (outputs / "train").glob(f"{dataset}-*/result.json"):
         result = json.loads(path.read_text())
         if result["backbone"] == "unet/small" and result["status"] == "done":
-            return path.parent
-    raise SystemExit(f"no finished run of {dataset} below {outputs}")
+            found.append(path.parent)
+    if not found:
+        raise SystemExit(f"no finished run of {dataset} below {outputs}")
+    return max(found, key=lambda folder: len(list((outputs / "eval").glob(f"{folder.name}-detectors-*"))))
 
 
 def latencies(folder: Path) -> dict[str, float]:
