@@ -1,6 +1,6 @@
 """DiT as a backbone: transformer blocks on patches of pixels, trained by denoising."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -19,6 +19,8 @@ class DiT(Denoiser):
         size: S, B, L or XL: width, depth and heads of the paper.
         patch: side of a patch in pixels; images are padded to a multiple.
     """
+
+    paper: ClassVar[str] = "Peebles and Xie, Scalable Diffusion Models with Transformers, ICCV 2023"
 
     def __init__(self, size: Literal["S", "B", "L", "XL"] = "S", patch: PositiveInt = 2, **shared: Any) -> None:
         super().__init__(**shared)

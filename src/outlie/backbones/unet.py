@@ -1,7 +1,7 @@
 """The U-Nets of DDPM and DDPM++ as backbones."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -22,6 +22,10 @@ class UNet(Denoiser):
         resample: conv = DDPM; residual = DDPM++.
         channels_per_head: of the attention; null = one head, as published.
     """
+
+    paper: ClassVar[str] = (
+        "Xiang et al., Denoising Diffusion Autoencoders are Unified Self-supervised Learners, ICCV 2023"
+    )
 
     def __init__(
         self,
