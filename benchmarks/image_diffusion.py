@@ -52,7 +52,7 @@ def trained(dataset: str, outputs: Path) -> Path:
 def latencies(folder: Path) -> dict[str, float]:
     """Milliseconds an image at batch 1 on this run's denoiser, of every detector; one thread.
 
-    Fitted on 128 images, so that the time is not spent on fitting: what a score costs depends on them for kNN alone.
+    Fitted on a few images, so that the time is not spent on fitting: what a score costs depends on them for kNN alone.
     """
     from omegaconf import OmegaConf
 
@@ -75,7 +75,7 @@ def latencies(folder: Path) -> dict[str, float]:
         ground = cell.Ground(small, backbone, options, Path(views), Path(views))
         for name in ",".join(detectors for _, detectors in PARTS).split(","):
             section = compare.section_of(name)
-            detector = build(section | {key: 128 for key in ("fit_rows",) if key in section})
+            detector = build(section | {key: 16 for key in ("fit_rows",) if key in section})
             cell.fitted(cfg | {"choices": cfg["choices"] | {"detector": name}, "detector": section}, detector, ground)
             found[name] = compare.detector_latency(detector, ground)["latency_p50_ms"]
             print(folder.name, name, f"{found[name]:.2f} ms", flush=True)
