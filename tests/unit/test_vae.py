@@ -531,7 +531,9 @@ def test_values_beyond_all_weights_stop_the_training(tmp_path):
     views = table()
     views.x[:] = views.x.double() * 1e30
     detector = fresh(views, **SMALL, likelihood="gaussian", scale="fixed")
-    with pytest.raises(UserError, match=r"training loss became -?(nan|inf) in epoch 0, step .* extreme values in the data"):
+    with pytest.raises(
+        UserError, match=r"training loss became -?(nan|inf) in epoch 0, step .* extreme values in the data"
+    ):
         stages.train(detector, views, SEED, Options(accelerator="cpu"), tmp_path)
 
 
