@@ -30,10 +30,7 @@ def main(cfg: DictConfig) -> int:
 
     now, allow = plain(cfg), list(cfg.allow)
     run = Path(now.pop("run"))
-    trained = store.read_result(run)
-    if trained is None or trained["status"] != "done":
-        raise UserError(f"{run} is not a finished run; run train --config {run / 'config.yaml'} finishes it")
-    then = plain(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
+    trained, then = finished(run)
     asked, options = now.pop("detectors"), build(now["trainer"], allow)
     if asked is not None:
         if now["explain"]:
@@ -69,6 +66,14 @@ def main(cfg: DictConfig) -> int:
     if now["explain"]:
         show_explanations(folder / "explanations.parquet")
     return 0
+
+
+def finished(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The result and the config of a run; UserError where it is not finished."""
+    trained = store.read_result(run)
+    if trained is None or trained["status"] != "done":
+        raise UserError(f"{run} is not a finished run; run train --config {run / 'config.yaml'} finishes it")
+    return trained, plain(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
 
 
 def same_training(then: dict[str, Any], now: dict[str, Any], scoring: tuple[str, ...]) -> None:

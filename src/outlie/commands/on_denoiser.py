@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from outlie import catalog, checks
 from outlie.build import build
-from outlie.commands.evaluate import same_training
-from outlie.commands.train import plain
+from outlie.commands.evaluate import finished, same_training
 from outlie.errors import UserError
 from outlie.results import store
 
@@ -22,10 +19,7 @@ def opened(now: dict[str, Any], command: str) -> tuple[Path, Any]:
         UserError: the run is not finished, its backbone is no denoiser, or the overrides ask for another training.
     """
     run = Path(now["run"])
-    trained = store.read_result(run)
-    if trained is None or trained["status"] != "done":
-        raise UserError(f"{run} is not a finished run; run train --config {run / 'config.yaml'} finishes it")
-    then = plain(OmegaConf.load(run / "config.yaml"))  # type: ignore[arg-type]
+    _, then = finished(run)
     same_training(then, now, ())
     if store.training_identity(now)["dataset"] != store.training_identity(then)["dataset"]:
         raise UserError(f"run {command} works with the images of the run's training: keep its dataset")
