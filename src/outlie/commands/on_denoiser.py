@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from outlie import catalog, checks
 from outlie.build import build
 from outlie.commands.evaluate import finished, same_training
 from outlie.errors import UserError
 from outlie.results import store
+from outlie.trainer import Options
 
 
-def opened(now: dict[str, Any], command: str) -> tuple[Path, Any]:
-    """The run's folder and its backbone, built and not yet filled.
+def opened(now: dict[str, Any], command: str) -> tuple[Path, Any, Options]:
+    """The run's folder, its backbone, built and not yet filled, and the trainer's options, whose threads are set.
 
     Raises:
         UserError: the run is not finished, its backbone is no denoiser, or the overrides ask for another training.
@@ -30,4 +33,7 @@ def opened(now: dict[str, Any], command: str) -> tuple[Path, Any]:
             f"run {command} needs a denoiser, and the backbone of {run.name} is {then['choices']['backbone']}; "
             f"would do: a run with {would_do}"
         )
-    return run, backbone
+    options = build(now["trainer"], list(now["allow"]))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return run, backbone, options

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from outlie import cell, distributed, log
-from outlie.build import build
 from outlie.commands.on_denoiser import opened
 from outlie.commands.train import plain
 from outlie.data.split import Rows, Split
@@ -33,10 +32,9 @@ LR = 1e-2  # on features of mean 0 and variance 1, where 0.001 is far from conve
 
 def main(cfg: DictConfig) -> int:
     """Find or compute the probes of a run and show them; exit code."""
-    now, allow = plain(cfg), list(cfg.allow)
+    now = plain(cfg)
     now["log_snr"] = [float(level) for level in now["log_snr"]]
-    run, backbone = opened(now, "probe")
-    options = build(now["trainer"], allow)
+    run, backbone, options = opened(now, "probe")
     folder = Path(now["output_dir"]) / "probe" / f"{run.name}-{store.digest(store.identity(now))}"
     result = store.read_result(folder)
     done = result is not None and result["status"] == "done" and not now["force"]
@@ -45,8 +43,6 @@ def main(cfg: DictConfig) -> int:
         print(OmegaConf.to_yaml(cfg, resolve=True), end="")
         print(f"# plan: {folder}\n" + (f"#   done already: {folder / 'result.json'}" if done else steps))
         return 0
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if result is None or not done:
         with store.lock(folder), log.to(folder / "log.txt"):
             result = compute(now, backbone, options, run, folder)

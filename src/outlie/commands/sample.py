@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from outlie import cell, distributed, log
-from outlie.build import build
 from outlie.commands.on_denoiser import opened
 from outlie.commands.train import plain
 from outlie.diffusion.image_samplers import sample
@@ -27,9 +26,8 @@ SHOWN = 64  # images of samples.png
 
 def main(cfg: DictConfig) -> int:
     """Find or draw the samples and say where they are; exit code."""
-    now, allow = plain(cfg), list(cfg.allow)
-    run, backbone = opened(now, "sample")
-    options = build(now["trainer"], allow)
+    now = plain(cfg)
+    run, backbone, options = opened(now, "sample")
     folder = Path(now["output_dir"]) / "sample" / f"{run.name}-{store.digest(store.identity(now))}"
     result = store.read_result(folder)
     if now["dry_run"]:
