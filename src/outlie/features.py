@@ -88,7 +88,7 @@ def views(
     readers = mean_over_ranks(torch.tensor(float(found is not None)))
     if found is None or readers < 1:  # the disk of a rank is another
         found = {view: agreed(found and found[view]) for view in wanted}
-    return Views(y=rows.y, **found)
+    return Views(y=rows.row_y, **found)
 
 
 def read(entry: Path, n: int, wanted: tuple[str, ...]) -> Found | None:

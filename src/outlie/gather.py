@@ -38,3 +38,10 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     if world > 1:
         dist.all_reduce(value)
     return value / world
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum over all ranks, of any shape; in place where there are several."""
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(value)
+    return value

@@ -119,7 +119,8 @@ class Classifier(nn.Module):
             raise UserError(
                 "finetune = true, but there are no weights; set backbone.weights, or backbone.finetune=false"
             )
-        shape, classes = tuple(split.train.x.shape[1:]), class_count(split)
+        shape, labelled = tuple(split.train.x.shape[1:]), self.trained or split.train.y is not None
+        classes = class_count(split) if labelled else 0
         if len(shape) != 3 and not self.takes_tables:
             raise UserError(f"rows of shape {shape} are no images; set backbone=mlp")
         if len(shape) != 3 and (self.augment != "none" or self.size or self.normalise != "data"):
@@ -128,9 +129,32 @@ class Classifier(nn.Module):
                 "backbone.size=null"
             )
         self.mean, self.scale = standardisation(split, self.normalise)
-        self.build(shape, classes)
+        self.build(shape, classes or 2)
         if self.pretrained:
-            self.start_from(self.given_weights(), classes)
+            given = self.given_weights()
+            if not labelled:  # nothing is learned from these data: the classes are those of the weights
+                classes = self.given_classes(given)
+                self.build(shape, classes)
+            self.start_from(given, classes)
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes, once the layers are built."""
+        return self.head.out_features
+
+    def given_classes(self, state: dict[str, Tensor]) -> int:
+        """Rows of the head in given weights."""
+        weight = self.adapted(dict(state)).get(f"{self.head_name}.weight")
+        if weight is None:
+            raise UserError(
+                f"{self.source} has no {self.head_name}.weight: give a classifier's weights with their head"
+            )
+        return len(weight)
+
+    @property
+    def head_name(self) -> str:
+        """The head's name in a checkpoint."""
+        return next(name for name, module in self.body.named_modules() if module is self.head)
 
     def start_from(self, state: dict[str, Tensor], classes: int) -> None:
         """Load weights; a head of another size is left as `build` made it where it will be trained."""
@@ -140,7 +164,7 @@ class Classifier(nn.Module):
             if mean.shape != self.mean.shape:
                 raise UserError(f"{self.source}: weights for {len(mean)} channels, the data have {len(self.mean)}")
             self.mean, self.scale = mean, scale
-        name = next(name for name, module in self.body.named_modules() if module is self.head)
+        name = self.head_name
         given = state.get(f"{name}.weight")
         if self.finetune and (given is None or len(given) != classes):
             state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
@@ -223,14 +247,28 @@ class Classifier(nn.Module):
 
     def loss(self, views: Views, generator: torch.Generator) -> Tensor:
         """Cross-entropy of augmented raw samples, mixed as mixup says; scalar."""
-        z, y_B = self.standardise(self.augmented(views.x, generator)), views.y
+        raw = self.augmented_views(views, generator)
+        z, y_B = self.standardise(raw.x), raw.y
         if self.mixup:
             z, partner_B, share = augmentation.mixup(z, self.mixup, generator)
             logits_BC = self.views(z).logits
             return share * self.cross_entropy(logits_BC, y_B) + (1 - share) * self.cross_entropy(
                 logits_BC, y_B[partner_B]
             )
-        return self.cross_entropy(self.views(z).logits, y_B)
+        return self.objective(self.views(z), y_B)
+
+    def augmented_views(self, views: Views, generator: torch.Generator) -> Views:
+        """Raw samples (and their labels) as one step of training sees them."""
+        return Views(x=self.augmented(views.x, generator), y=views.y)
+
+    def objective(self, seen: Views, y_B: Tensor) -> Tensor:
+        """The task's loss of what the network made of standardised samples; scalar."""
+        return self.cross_entropy(seen.logits, y_B)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Modules (as in `named_modules`) whose outputs are the stages' maps, first to last; () = there are none."""
+        return ()
 
     def cross_entropy(self, logits_BC: Tensor, y_B: Tensor) -> Tensor:
         """Mean -log p(y | z), labels smoothed; scalar."""
@@ -242,6 +280,10 @@ def class_count(split: Split) -> int:
     names, y = getattr(split, "classes", ()), split.train.y
     if y is None:
         raise UserError("this dataset has no class labels: a classifier cannot be trained on it; set backbone=identity")
+    if y.ndim != 1:
+        raise UserError(
+            "every pixel of these images has a class, an image has none; choose backbone=seg_unet, or identity"
+        )
     lowest, highest = int(y.min()), int(y.max())
     classes = len(names) or highest + 1
     if lowest < 0 or highest >= classes:

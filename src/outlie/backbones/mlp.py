@@ -39,6 +39,11 @@ class MLP(Classifier):
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(width, classes)
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The activations of the hidden layers."""
+        return tuple(f"layers.{i}" for i, layer in enumerate(self.layers) if isinstance(layer, nn.ReLU))
+
     def embed(self, z: Tensor) -> Tensor:
         """(B, ...) -> (B, D)."""
         return self.layers(z)

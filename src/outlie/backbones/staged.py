@@ -27,6 +27,13 @@ class Staged(Classifier):
         """The last stage's map -> (B, D) features."""
         raise NotImplementedError(f"{type(self).__name__} defines no pool(map)")
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of `layers`."""
+        stages = {id(layer): i for i, layer in enumerate(self.layers())}
+        found = {stages[id(module)]: name for name, module in self.named_modules() if id(module) in stages}
+        return tuple(found[i] for i in sorted(found))
+
     def initialise(self) -> None:
         """N(0, 2 / fan_out) for convolutions; the head keeps its own."""
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""How a classifier wants to be trained: the optimiser and its schedule; `lightning.Train` carries it out."""
+"""How a classifier or a segmenter wants to be trained: optimiser and schedule; `lightning.Train` carries it out."""
 
 import bisect
 import math
@@ -10,7 +10,8 @@ from torch import nn
 
 from outlie.errors import UserError
 
-Schedule = Literal["cosine", "multistep", "constant"]
+Schedule = Literal["cosine", "multistep", "constant", "poly"]
+POWER = 0.9  # of the polynomial decay
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class ClassifierRecipe:
         warmup: share of the training in which lr rises linearly from 0.
         clip_norm: largest norm of the gradient; 0 = any.
         ema: decay of the moving average of the weights; 0 = none.
+        floor: learning rate at the end (schedule = poly).
         decay_lr: whether `lr_at` is to be asked before every step.
     """
 
@@ -41,6 +43,7 @@ class ClassifierRecipe:
     ema: float = 0.0
     drop_last: bool = False
     decay_lr: bool = True
+    floor: float = 0.0
     shuffle: ClassVar[bool] = True
     part_rows: ClassVar[int] = 0  # a pass over all rows is one epoch
     validation: ClassVar[float] = 0.0  # share of the rows held out of training: none
@@ -87,6 +90,8 @@ class ClassifierRecipe:
             case "cosine":
                 after = (progress - self.warmup) / (1 - self.warmup)
                 return self.lr * (0.5 + 0.5 * math.cos(math.pi * after))
+            case "poly":
+                return self.floor + (self.lr - self.floor) * (1 - progress) ** POWER
             case "multistep":
                 return self.lr * 0.1 ** bisect.bisect_right(self.milestones, progress)
             case _:
