@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -86,8 +86,31 @@ def impute(x: np.ndarray, fitted_on: np.ndarray, columns: Sequence[str], missing
         raise UserError(
             f"columns without a value in training: {', '.join(empty)}; leave them out: {drop_option(empty)}"
         )
-    fill = (np.nanmedian if missing == "median" else np.nanmean)(x[fitted_on], 0)
-    return np.where(bad, fill, x)
+    return np.where(bad, fill_values(x[fitted_on], missing), x)
+
+
+def fill_values(x: np.ndarray, missing: Missing) -> np.ndarray:
+    """(D,) mean, or median, of the values that are there in each column of (n, D)."""
+    return (np.nanmedian if missing == "median" else np.nanmean)(x, 0)
+
+
+def schema(
+    x: np.ndarray,
+    fitted_on: np.ndarray,
+    numbers: Sequence[str],
+    types: Mapping[str, pl.DataType],
+    levels: Mapping[str, Sequence[str]],
+    missing: Missing,
+) -> dict[str, Any]:
+    """What encodes a new row as those of x (n, D) are, in plain values; `levels` are those of each text column."""
+    fill = missing in ("mean", "median")
+    return {
+        "numbers": list(numbers),
+        "booleans": [name for name in numbers if types[name] == pl.Boolean],
+        "levels": {name: list(known) for name, known in levels.items()},
+        "missing": missing,
+        "fill": fill_values(x[fitted_on], missing).tolist() if fill else None,
+    }
 
 
 def one_hot(

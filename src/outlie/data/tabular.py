@@ -16,6 +16,7 @@ from outlie.data.encode import (
     missing_cells,
     numbers_and_texts,
     one_hot,
+    schema,
 )
 from outlie.data.frames import Format, read_frame, require_columns
 from outlie.data.labels import COLUMN_NAMES, anomaly_labels
@@ -102,7 +103,7 @@ class Table:
         split_options = {"calibration": self.calibration, "test": self.test}
         parts = partition(self.protocol, y, len(index), seed, self.max_rows, self.duplicate_small, **split_options)
         data_sha256 = hash_arrays(x, *(text.fill_null("").to_numpy().astype(str) for text in texts), y)
-        x = impute(x, parts.scaled_on, numbers, self.missing)
+        raw, x = x, impute(x, parts.scaled_on, numbers, self.missing)
         levels, level_names, widths = one_hot(texts, len(x), parts.scaled_on, self.missing)
         x, columns = np.hstack([x, levels]), [*numbers, *level_names]
         if keep := self.missing == "keep":
@@ -110,6 +111,12 @@ class Table:
         findings += cap_finding(parts, len(index))
         split = assemble(self.protocol, x, y, parts, data_sha256, columns, index, findings, keep_gaps=keep)
         split.blocks = column_kinds(numbers, features.schema, widths)
+        known, starts = {}, np.cumsum([0, *widths])
+        for text, start, stop in zip(texts, starts, starts[1:]):
+            known[text.name] = [name[len(text.name) + 1 :] for name in level_names[start:stop]]
+        split.schema = schema(raw, parts.scaled_on, numbers, features.schema, known, self.missing)
+        split.schema |= {"left_out": [*self.drop, *([] if self.label is None else [self.label])]}
+        split.schema |= {"separator": self.separator}
         return split
 
 
