@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from outlie.errors import UserError, unknown
 
 # in the order of the flow; a folder that is not named here comes after these
-ORDER = ("dataset", "backbone", "detector", "metrics", "trainer", "logger", "experiment")
+ORDER = ("dataset", "backbone", "detector", "distiller", "metrics", "trainer", "logger", "experiment")
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 

@@ -10,12 +10,18 @@ from outlie.overrides import Override
 
 ROOT = {
     "seed": "NonNegativeInt", "output_dir": "str", "force": "bool", "dry_run": "bool", "debug": "bool",
-    "allow": "list[str]", "run": "str", "explain": "bool",
+    "allow": "list[str]", "run": "str", "teacher": "str", "explain": "bool",
     "detectors": "str | list[str] | None",
     "blocks": "list[str]", "log_snr": "list[float]", "augment": "Literal['none', 'crop_flip']", "draws": "PositiveInt",
     "rows": "PositiveInt | None", "test_rows": "PositiveInt | None", "held_out": "Fraction", "epochs": "PositiveInt",
     "min_steps": "NonNegativeInt", "lr": "PositiveFloat | None",
     "noisy": "bool", "n": "PositiveInt", "steps": "PositiveInt | None", "inception": "str | None",
+    "input": "Path", "output": "str", "fpr": "Fraction | None", "review": "Fraction | None", "feedback": "Path | None",
+    "recalibrate": "Literal['extend', 'replace']", "month": "str | None", "timestamp": "str | None",
+    "keep": "list[str]",
+    "file": "str | None", "opset": "PositiveInt | None", "runs": "str | list[str]", "batch_sizes": "list[PositiveInt]",
+    "rounds": "PositiveInt", "seconds": "PositiveFloat", "threads": "PositiveInt | None",
+    "bad_rows": "Literal['refuse', 'skip']", "separator": "str | None", "model": "Path | None",
 }  # fmt: skip
 MISSING = "???"
 

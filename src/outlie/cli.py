@@ -9,15 +9,20 @@ from outlie.errors import UserError, unknown
 
 COMMANDS = {
     "train": "assemble, train or fit, evaluate, store",
+    "distill": "train a small student from a finished run",
     "eval": "score a finished run again: other test sets, metrics, many detectors",
     "probe": "linear probes on a denoiser's run: which block, at which noise",
     "sample": "images from a denoiser's run, and how far they are from real ones",
+    "score": "new rows or images through a finished run: p-values, verdicts, alerts",
+    "export": "a finished run as one ONNX graph, checked against the original",
+    "bench": "latency, throughput, memory, FLOPs of finished runs, side by side",
     "figure": "draw a paper's figure, as PNG or SVG",
     "list": "what exists, with one line each",
     "show": "one choice with all its options, or a finished run",
     "data": "list, fetch and verify datasets",
     "completion": "shell completion for bash and zsh",
 }
+RUNNERS = ("train", "distill", "eval", "probe", "sample", "score", "export", "bench")  # have a config of their own
 OPTIONS = {"--help": 0, "-h": 0, "--version": 0, "--json": 0, "--config-dir": 1, "--config": 1}
 
 
@@ -42,7 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _failed(error, str(error), 2, debug)
     except KeyboardInterrupt:
-        resumes = "; the same command goes on where this one stopped" if argv[:1] in (["train"], ["figure"]) else ""
+        resumes = (
+            "; the same command goes on where this one stopped"
+            if argv[:1] in (["train"], ["distill"], ["figure"])
+            else ""
+        )
         print(f"interrupted{resumes}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `run list | head`
@@ -80,9 +89,8 @@ def dispatch(argv: list[str]) -> int:
 
 
 def _commands() -> dict[str, Callable[[Words, tuple[str, ...]], int]]:
-    return {
-        "train": _run, "eval": _run, "probe": _run, "sample": _run, "figure": _figure, "list": _list, "show": _show,
-        "completion": _completion,
+    return dict.fromkeys(RUNNERS, _run) | {
+        "figure": _figure, "list": _list, "show": _show, "completion": _completion
     }  # fmt: skip
 
 
@@ -110,6 +118,7 @@ def parse(argv: list[str]) -> Words:
 
 
 def _run(words: Words, config_dirs: tuple[str, ...]) -> int:
+    import importlib
     from pathlib import Path
 
     from outlie.compose import compose
@@ -118,16 +127,8 @@ def _run(words: Words, config_dirs: tuple[str, ...]) -> int:
     if given and not os.path.isfile(given[-1]):
         raise UserError(f"--config '{given[-1]}' is not a file")
     config = compose(words.command, words.rest, config_dirs, Path(given[-1]) if given else None)
-    command: Any
-    if words.command == "train":
-        from outlie.commands import train as command
-    elif words.command == "probe":
-        from outlie.commands import probe as command
-    elif words.command == "sample":
-        from outlie.commands import sample as command
-    else:
-        from outlie.commands import evaluate as command
-    return command.main(config)
+    module = "evaluate" if words.command == "eval" else words.command
+    return importlib.import_module(f"outlie.commands.{module}").main(config)
 
 
 def _figure(words: Words, config_dirs: tuple[str, ...]) -> int:

@@ -7,6 +7,7 @@ it steps aside. The second is Hydra's, and its config is what a run gets.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,15 @@ from outlie.plain_route import PRIMARY, Draft
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-ON_A_RUN = ("eval", "probe", "sample")  # commands that are given `run=`, whose config is the base
+ON_A_RUN = (
+    "eval",
+    "probe",
+    "sample",
+    "score",
+    "export",
+    "distill",
+)  # commands that are given a run, whose config is the base
+GIVEN_AS = {"distill": "teacher"}  # the key that names it, where that is not `run`
 OWN = ("output_dir", "force", "dry_run", "debug", "allow", "choices")  # of this command line, not of a stored config
 
 
@@ -29,7 +38,7 @@ def compose(
     """The complete, resolved and checked config of `run COMMAND WORDS`; UserError lists every mistake.
 
     Args:
-        command: train, eval, probe or sample
+        command: one of the commands that have a config of their own, configs/<command>.yaml
         words: Hydra's overrides
         config_dirs: a user's own configs, searched first
         config_file: a stored run's config.yaml; its values are the base
@@ -68,20 +77,33 @@ def finish(
     """Set the values of the line in a drafted config, fill in defaults, check; (config, problems)."""
     problems, spoilt = list(line.problems), set(line.spoilt)
     own = catalog.load(catalog.primary(command, where))
-    own.pop("defaults", None)
+    defaults, key = own.pop("defaults", None) or (), GIVEN_AS.get(command, "run")
+    if command == "distill":
+        for entry in defaults:
+            for group, choice in entry.items():
+                line.groups.setdefault(group, choice)
+        if line.groups["distiller"].split("/")[0] == "scores":  # taught to one detector only
+            line.groups.setdefault("detector", "score_student")
+    elif "distiller" in line.groups or any(one.key == "teacher" for one in line.values):
+        problems.append("distiller= and teacher= are for a student's training: run distill teacher=RUN distiller=...")
     if command in ON_A_RUN:
-        own["run"] = str(_run(line, own, config_file))
+        own[key] = str(_run(key, line, own, config_file))
     if command in ON_A_RUN or config_file is not None:
-        base = config_file or Path(own["run"], "config.yaml")
+        base = config_file or Path(own[key], "config.yaml")
         if line.groups.get("experiment"):
             problems.append("experiment= cannot be put on top of a stored config; set its groups and values")
         config, choices = _on_stored(base, line, where, draft)
-        config = own | config | ({"run": own["run"]} if "run" in own else {})
+        config = own | config | ({key: own[key]} if key in own else {})
     else:
         config, choices = draft(line, where)
+    if command == "bench":  # the runs bring all but the machine
+        config, choices = own | {"trainer": config["trainer"]}, {"trainer": choices["trainer"]}
+        problems += [
+            f"{name}= is a run's own: run bench measures finished runs" for name in {*line.groups} - {"trainer"}
+        ]
     names = catalog.groups(where)
     root = [key.name for key in catalog.keys(catalog.primary(PRIMARY, where))]
-    known = list(dict.fromkeys([*own, *root, *names]))
+    known = list(dict.fromkeys([*own, *root, *names, *(["teacher"] if "teacher" in config else [])]))
     config = {key: config[key] for key in (*own, *(key for key in config if key not in own)) if key in config}
     for override in sorted(line.values, key=lambda one: "_target_" not in one.key):  # a class before its options
         problems += _place(config, override, known, spoilt)
@@ -90,7 +112,8 @@ def finish(
     allow = config.get("allow")
     allow = [name for name in allow if isinstance(name, str)] if isinstance(allow, list) else []
     problems += checks.root_problems(config, known)
-    for section in names:
+    unread = {"dataset"} if command == "score" else set()  # the training's files may be gone
+    for section in (name for name in names if name not in unread):
         if section not in spoilt and section in config:
             problems += checks.section_problems(config[section], section, allow)
     if not spoilt & {"detector", "backbone"} and (problem := checks.needs_problem(config, choices, where)):
@@ -100,7 +123,7 @@ def finish(
 
 def _place(config: dict[str, Any], override: Override, known: list[str], spoilt: set[str]) -> list[str]:
     section, _, rest = override.key.partition(".")
-    if section in spoilt or (section == "run" and "run" in known):  # `run=` has been followed already
+    if section in spoilt or (section in ("run", "teacher") and section in known):  # it has been followed already
         return []
     if section not in config:
         return [unknown("group or key", section, known)]
@@ -110,19 +133,33 @@ def _place(config: dict[str, Any], override: Override, known: list[str], spoilt:
     return [problem] if problem else []
 
 
-def _run(line: Line, own: dict[str, Any], config_file: Path | None) -> Path:
-    """The folder of the run that `run=` names, or a stored config; UserError where there is none."""
+def _run(key: str, line: Line, own: dict[str, Any], config_file: Path | None) -> Path:
+    """The folder of the run that `run=` (or `teacher=`) names, or a stored config; UserError where there is none."""
     stored = catalog.load(str(config_file)) if config_file else {}
     given = stored | {one.key: one.value for one in line.values if not one.delete}
     output_dir = str(given.get("output_dir", own["output_dir"]))
     try:
-        if not isinstance(given.get("run"), str | int):
+        if not isinstance(given.get(key), str | int) or given[key] == checks.MISSING:
             known = ", ".join(runs.names(output_dir))
-            raise UserError(f"run is missing: give run=...; in {output_dir}/train: {known or 'nothing'}")
-        return runs.find(str(given["run"]), output_dir)
+            raise UserError(f"{key} is missing: give {key}=...; in {output_dir}: {known or 'nothing'}")
+        name = str(given[key])
+        if name.endswith(".onnx") and "model" in own:  # `run score run=model.onnx`: the export, and the run it is of
+            own["model"], name = name, _exported_from(name)
+        return runs.find(name, output_dir)
     except UserError as error:
         report([*line.problems, str(error)])
         raise
+
+
+def _exported_from(path: str) -> str:
+    """The run that a graph is an export of, as the json beside it says; UserError where there is none."""
+    beside = Path(path).with_name("export.json"), Path(path).with_suffix(".json")
+    for one in beside:
+        try:
+            return str(json.loads(one.read_text())["run"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    raise UserError(f"run={path}: no export.json beside it says which run it is of; give run=RUN model={path}")
 
 
 def _on_stored(
@@ -136,7 +173,7 @@ def _on_stored(
     choices = dict(stored.get("choices") or {})
     chosen = {group: choice for group, choice in line.groups.items() if group != "experiment"}
     wanted = [group for group in catalog.groups(where) if group in chosen or group not in kept]
-    if wanted != ["experiment"]:
+    if set(wanted) - {"experiment", "distiller"} or chosen:
         fresh = draft(line._replace(groups=chosen), where)
         wanted = [group for group in wanted if group in fresh.config]
         kept |= {group: fresh.config[group] for group in wanted}

@@ -25,6 +25,19 @@ examples:
   run train dataset=fashion_ood backbone=resnet18 detector=neco
   run train detector=knn dry_run=true                print the config and the plan, and stop
   run train --config outputs/train/RUN/config.yaml trainer=gpu""",
+    "distill": """Usage: run distill teacher=RUN [backbone=STUDENT] [distiller=METHOD] [KEY=VALUE] [options]
+
+Trains a small student from a finished run, evaluates both, and shows what the student gives up and what it saves. The
+teacher's config is the base, so dataset, detector and metrics are its own; the student's run is stored in
+outputs/distill/ and is a run like any other.
+A classifier or a segmenter is distilled into a smaller network: backbone=STUDENT. A slow detector is distilled into one
+pass: distiller=scores.
+
+examples:
+  run distill teacher=digits_ood-neco backbone=resnet10 distiller=hinton
+  run distill teacher=camvid-knn-1a2b3c4d backbone=pspnet_r18 distiller=gdd distiller.calibrate=1
+  run distill teacher=breast_cancer-diffusion distiller=scores
+  run distill teacher=1a2b3c4d backbone=resnet10 seed=1 dry_run=true""",
     "eval": """Usage: run eval run=RUN [GROUP=CHOICE] [KEY=VALUE] [options]
 
 Scores a finished run again. The run's own config is the base; overrides go on top.
@@ -55,6 +68,34 @@ examples:
   run sample run=fashion_ood-ddae-1a2b3c4d
   run sample run=1a2b3c4d n=10000
   run sample run=1a2b3c4d n=50000 inception=pt_inception-2015-12-05.pth""",
+    "score": """Usage: run score run=RUN input=FILE output=FILE [KEY=VALUE] [options]
+
+Scores new rows or images with a finished run, in batches, so that the input may be larger than memory. The output has
+a row for each: score, conformal p-value, and flag, ask or pass at the false-alarm budgets fpr= and review=.
+
+examples:
+  run score run=breast_cancer-knn input=new.csv output=scored.csv
+  run score run=1a2b3c4d input=new.parquet output=scored.parquet fpr=0.01 review=0.05 'keep=[customer]'
+  run score run=1a2b3c4d input=images/ output=scored.csv
+  run score run=1a2b3c4d input=june.csv output=june_2.csv feedback=reviewed.csv timestamp=when""",
+    "export": """Usage: run export run=RUN [file=MODEL.onnx] [KEY=VALUE] [options]
+
+Writes preprocessing, network and score of a finished run as one ONNX graph, runs it under ONNX Runtime on the run's
+test rows, and refuses it where a score or a verdict differs. Into outputs/export/. Needs pip install 'outlie[export]'.
+
+examples:
+  run export run=breast_cancer-knn-1a2b3c4d
+  run export run=1a2b3c4d file=detector.onnx rows=null
+  run export run=1a2b3c4d opset=20""",
+    "bench": """Usage: run bench runs=[RUN,RUN,...] | runs=all [KEY=VALUE] [options]
+
+Times finished runs and their exports on this machine in one session, interleaved in rounds: latency percentiles,
+throughput, memory, parameters and FLOPs, and recall at 1 % false alarms against latency. Into outputs/bench/.
+
+examples:
+  run bench runs=all
+  run bench 'runs=[breast_cancer-knn,breast_cancer-diffusion]' seconds=0.2
+  run bench 'runs=[1a2b3c4d,detector.onnx]' 'batch_sizes=[1,64]' threads=2""",
     "figure": """Usage: run figure NAME [file=PICTURE.png|.svg] [seed=N] [KEY=VALUE]
 
 Draws a figure of a paper, and writes a table of its numbers beside it; into outputs/figures/ by default.
@@ -123,13 +164,14 @@ def overview(commands: dict[str, str]) -> str:
 
 def command(name: str, config_dirs: tuple[str, ...] = ()) -> str:
     """What `run COMMAND --help` prints."""
-    if name not in ("train", "eval", "probe", "sample"):
+    if name not in ("train", "distill", "eval", "probe", "sample", "score", "export", "bench"):
         return EXPLAINED[name]
     where = catalog.roots(config_dirs)
     lines = [EXPLAINED[name], "", "groups (run list GROUP, run show CHOICE):"]
-    for group in catalog.groups(where) if name not in ("probe", "sample") else ["trainer"]:
+    for group in catalog.groups(where) if name not in ("probe", "sample", "score", "export", "bench") else ["trainer"]:
         known = _folded(list(catalog.choices(group, where)))
-        if known and (group != "experiment" or name == "train"):
+        only = {"experiment": "train", "distiller": "distill"}
+        if known and only.get(group, name) == name:
             lines += _wrapped(f"  {group:<12}", ", ".join(known))
     lines += ["", "keys:"]
     for key in catalog.keys(catalog.primary(name, where)):

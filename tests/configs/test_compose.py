@@ -265,7 +265,7 @@ def test_eval_takes_the_run_as_base(train, complaint):
     assert other["choices"]["dataset"] == "many/one"
     assert "is several: table-near-1a2b3c4d, table-other-1afe0000" in complaint("run=table", command="eval")
     assert "did you mean 'table-near-1a2b3c4d'?" in complaint("run=tabel-near-1a2b3c4d", command="eval")
-    assert "run is missing: give run=...; in outputs/train: table-near" in complaint(command="eval")
+    assert "run is missing: give run=...; in outputs: table-near" in complaint(command="eval")
     text = complaint("run=nothing", "metrics=fw", command="eval")
     assert "unknown metrics 'fw'" in text
     assert "unknown run 'nothing'" in text

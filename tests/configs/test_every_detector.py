@@ -23,6 +23,7 @@ WHERE = catalog.roots()
 NAMES = sorted(catalog.choices("detector", WHERE))
 HAS_PYOD = importlib.util.find_spec("pyod") is not None
 CLASSES, DIM = 5, 16
+STUDENTS = {"stfpm", "reverse_distillation", "efficient_ad", "uninformed_students"}  # they want images and a network
 
 
 def word_of_a_backbone(name: str) -> str:
@@ -56,6 +57,7 @@ def spec(name: str = "") -> Spec:
     assert network.head.in_features == DIM
     on_denoiser = name and "denoiser" in signatures.read(catalog.target(catalog.choices("detector", WHERE)[name])).needs
     x = (1, 8, 8) if name.startswith("pixel_") or on_denoiser else (DIM,)
+    x = (1, 66, 66) if name.split("/")[0] in STUDENTS else x  # patches of 65 pixels
     sizes = {"x": x, "features": (DIM,), "logits": (CLASSES,)}
     return Spec(sizes, 0, CLASSES, network.head, denoiser if on_denoiser else network)
 
@@ -68,7 +70,9 @@ def test_its_hooks_fit_together(name):
     provided = [set(one.provides) for one in (Classifier, Denoiser)]
     assert set.union(*provided) <= {*Views.__dataclass_fields__, "head", "network", "denoiser"}
     assert any(set(cls.needs) <= one for one in provided)
-    assert cls.posthoc or set(cls.needs) <= set(Identity.provides)
+    localises = hasattr(detector, "score_map")
+    assert cls.posthoc or localises or set(cls.needs) <= set(Identity.provides)
+    assert not localises or (cls.images and cls.raw)
     trained, fitted = hasattr(detector, "loss"), hasattr(detector, "fit")
     assert trained or fitted or cls.posthoc  # a classifier's scores may need neither
     if trained:
@@ -183,6 +187,15 @@ AUTOENCODERS = {
 }
 # specification of Livernoche et al. 2024: sections 3 (DDPM), 5 (DTE-NP, KNN), 6 (DTE-C, DTE-IG)
 PAPER = {
+    # specification of distillation, section 3
+    "stfpm/paper": {"levels": [1, 2, 3], "epochs": 100, "batch_size": 32, "lr": 0.4, "momentum": 0.9}
+    | {"weight_decay": 1e-4, "validation": 0.2},
+    "reverse_distillation/paper": {"levels": [1, 2, 3], "cosine": "flat", "sigma": 4.0, "epochs": 200}
+    | {"batch_size": 16, "lr": 5e-3},
+    "efficient_ad/paper": {"size": "S", "min_steps": 70_000, "batch_size": 1, "lr": 1e-4, "weight_decay": 1e-5}
+    | {"channels": 384, "width": 128, "code": 64, "teacher_steps": 60_000, "split": "calibration"},
+    "uninformed_students/paper": {"patches": [17, 33, 65], "students": 3, "width": 128, "batch_size": 1}
+    | {"lr": 1e-4, "weight_decay": 1e-5, "split": "calibration"},
     "diffusion/paper": RELEASED
     | {"T": 1000, "rec_start": 250, "steps": None, "forward_noise": False, "posterior_noise": False}
     | {"score_by": "reconstruction", "early_stop": True},

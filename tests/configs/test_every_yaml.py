@@ -52,7 +52,7 @@ def test_it_says_what_it_is(group, choice):
 
 
 def test_every_top_level_key_has_a_type_and_a_line():
-    for command in ("train", "eval", "probe", "sample"):
+    for command in ("train", "eval", "probe", "sample", "score", "export", "bench"):
         for key in catalog.keys(catalog.primary(command, WHERE)):
             assert key.doc
             assert key.name in checks.ROOT

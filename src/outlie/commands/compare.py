@@ -68,21 +68,39 @@ def main(now: dict[str, Any], then: dict[str, Any], run: Path, trained: dict[str
     """Fit and score each detector on the run's training rows, show them side by side; 1 if one of them failed."""
     from outlie.results.comparison import draw, render
 
-    allow, options = list(now["allow"]), build(now["trainer"], list(now["allow"]))
-    backbone, metrics = build(now["backbone"], allow), build(now["metrics"], allow)
-    names = names_of(now["detectors"], tuple(backbone.provides))
+    metrics = build(now["metrics"], list(now["allow"]))
+    names = names_of(now["detectors"], tuple(build(now["backbone"], list(now["allow"])).provides))
     folder = store.comparison_folder(now, run)
-    sections = {name: section_of(name) for name in names}
-    folders = {name: folder / store.detector_name(name, sections[name]) for name in names}
-    first = rank_and_world()[0] == 0
     if now["dry_run"]:
         print(f"# plan: {folder}\n#   one forward pass of {run / 'model.ckpt'}, then {', '.join(names)}")
+        if "teacher" in then:
+            print(f"#   the same of its teacher {then['teacher']}, where it is not done")
         return 0
+    results, found = compared(now, then, run, trained, names, metrics)
+    if found:
+        print("done already (force=true starts again)", file=sys.stderr)
+    if rank_and_world()[0] == 0:
+        rows = [results[name] for name in names]
+        write_table(folder / "comparison.csv", rows)
+        draw(rows, folder / "comparison.png")
+        render(rows, folder)
+    if "teacher" in then:
+        from outlie.commands import agree
+
+        agree.beside_teacher(now, then, run, results, metrics)
+    return int(any(result["status"] == "failed" for result in results.values()))
+
+
+def compared(
+    now: dict[str, Any], then: dict[str, Any], run: Path, trained: dict[str, Any], names: list[str], metrics: Metrics
+) -> tuple[dict[str, dict[str, Any]], bool]:
+    """The result of each detector, found in the comparison's folder or computed into it; whether all were found."""
+    allow, options, first = list(now["allow"]), build(now["trainer"], list(now["allow"])), rank_and_world()[0] == 0
+    folders, sections = folders_of(now, run, names), {name: section_of(name) for name in names}
+    folder, backbone = store.comparison_folder(now, run), build(now["backbone"], allow)
     results = {} if now["force"] else {name: found for name in names if (found := done(folders[name], metrics))}
     missing = [name for name in names if name not in results]
-    if not missing:
-        print("done already (force=true starts again)", file=sys.stderr)
-    else:
+    if missing:
         held = store.lock(folder) if first else contextlib.nullcontext()  # the folder belongs to rank 0
         with held, log.to(folder / "log.txt"):
             ground = ground_of(now, then, backbone, run, folder, options)
@@ -92,12 +110,13 @@ def main(now: dict[str, Any], then: dict[str, Any], run: Path, trained: dict[str
                 log.log.info("%d/%d      %s", i + 1, len(missing), name)
                 cfg = now | {"detector": sections[name], "choices": now["choices"] | {"detector": name}}
                 results[name] = one(cfg, ground, metrics, about, folders[name], first)
-    if first:
-        rows = [results[name] for name in names]
-        write_table(folder / "comparison.csv", rows)
-        draw(rows, folder / "comparison.png")
-        render(rows, folder)
-    return int(any(result["status"] == "failed" for result in results.values()))
+    return results, not missing
+
+
+def folders_of(now: dict[str, Any], run: Path, names: list[str]) -> dict[str, Path]:
+    """Where each detector's result and scores lie."""
+    folder = store.comparison_folder(now, run)
+    return {name: folder / store.detector_name(name, section_of(name)) for name in names}
 
 
 def section_of(name: str) -> dict[str, Any]:
