@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from outlie import distributed, features, stages
+from outlie.backbones.segmenter import Segmenter
 from outlie.build import build
 from outlie.data.split import Rows, Split
 from outlie.detectors.base import Detector, Spec, Views, set_up
+from outlie.distillers import lessons, student
 from outlie.errors import UserError
 from outlie.gather import rank_and_world
 from outlie.lightning import Told
@@ -66,7 +69,8 @@ class Ground:
 
     def source(self, part: str, needs: tuple[str, ...]) -> Views | stages.Passes:
         """What a detector is fitted on or scores: views, or a pass a batch where it needs the network."""
-        if "network" in needs or {"x", "maps"} <= set(needs):
+        full_size = isinstance(self.backbone, Segmenter)  # its maps are: those of a set are too large to hold
+        if "network" in needs or {"x", "maps"} <= set(needs) or (full_size and "maps" in needs):
             return stages.Passes(self.backbone, self.parts[part], self.device, needs)
         return self.views(part, with_input="x" in needs, with_maps="maps" in needs)
 
@@ -93,14 +97,16 @@ def ready_backbone(cfg: dict[str, Any], split: Split, options: Options, on_epoch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg["seed"])  # the same seed gives the same initial weights, whatever ran before
         backbone.setup(split)
-    if not getattr(backbone, "trained", False):
+    networks = "teacher" in cfg and not lessons.of_scores(cfg)  # a distiller of networks, not of a detector's scores
+    if not getattr(backbone, "trained", False) and not networks:
         return backbone.eval(), {}
     name = cfg["choices"]["backbone"]
     rows = Views(x=split.train.x, y=split.train.y)
-    folder = store.backbone_folder(cfg)
-    spent = stages.trained(
-        backbone, rows, cfg["seed"], options, folder, bar_title(options, f"train {name}"), on_epoch, cfg["force"]
-    )
+    folder, title = store.backbone_folder(cfg), bar_title(options, f"train {name}")
+    if networks:
+        spent = student.distilled(cfg, backbone, split, rows, options, title, on_epoch)
+    else:
+        spent = stages.trained(backbone, rows, cfg["seed"], options, folder, title, on_epoch, cfg["force"])
     log.info(
         "backbone  %s: %d epochs, %.1f s (CPU %.1f s), loss %.4g; weights in %s",
         name, len(spent["losses"]), spent["train_s"], spent["train_cpu_s"], spent["losses"][-1], folder,
@@ -126,7 +132,11 @@ def fitted(
     if hasattr(detector, "loss"):
         title = bar_title(ground.options, f"train {cfg['choices']['detector']}")
         stage = store.stage_folder(cfg, detector.scoring)
-        train = ground.views("train", with_input="x" in detector.needs)
+        own = ground.split.train
+        raw = detector.raw  # standardised as floats, the images of a training set may not fit into memory
+        train = Views(x=own.x, y=own.y) if raw else ground.views("train", with_input="x" in detector.needs)
+        if "teacher" in cfg and lessons.of_scores(cfg):
+            train = lessons.learnt(cfg, own, ground.backbone, ground.options, ground.device)
         spent = stages.trained(detector, train, cfg["seed"], ground.options, stage, title, on_epoch, cfg["force"])
         log.info(
             "train     %d epochs, %.1f s (CPU %.1f s), loss %.4g",
@@ -160,15 +170,25 @@ def refuse_gaps(choices: dict[str, str], detector: Detector, ground: Ground) -> 
     )
 
 
-def scored(detector: Detector, ground: Ground) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Any]]:
-    """name -> (index, label or None, score) of calibration rows and test sets, each row once; and what it cost."""
+def scored(
+    detector: Detector, ground: Ground, maps: dict[str, Tensor] | None = None
+) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, Any]]:
+    """name -> (index, label or None, score) of calibration rows and test sets, each row once; and what it cost.
+
+    Args:
+        maps: takes name -> (n, H, W) maps of the test sets with masks, where the detector localises; of the same pass.
+    """
     scores = {}
     parts = {name: rows for name, rows in ground.parts.items() if name != "train"}
     views = {name: ground.source(name, detector.needs) for name in parts}
     with cost.seconds() as scoring:
         for name, rows in parts.items():
             label = None if rows.label is None else rows.label.numpy()
-            scores[name] = (rows.index.numpy(), label, stages.score(detector, views[name], ground.device).numpy())
+            if maps is not None and rows.mask is not None and hasattr(detector, "score_map"):
+                score, maps[name] = stages.score_with_maps(detector, views[name], ground.device)
+            else:
+                score = stages.score(detector, views[name], ground.device)
+            scores[name] = (rows.index.numpy(), label, score.numpy())
     log.info("score     %d rows, %.2f s", sum(map(len, parts.values())), scoring.wall)
     spent: dict[str, Any] = {"score_s": scoring.wall, "score_cpu_s": scoring.cpu}
     if "denoiser" in ground.backbone.provides:
@@ -176,6 +196,18 @@ def scored(detector: Detector, ground: Ground) -> tuple[dict[str, tuple[Any, Any
         front = stages.front(ground.backbone.to(ground.device), detector.needs)
         spent["nfe"] = cost.nfe(ground.backbone, detector, front, row)
     return scores, spent
+
+
+def about(split: Split) -> dict[str, dict[str, Any]]:
+    """Test set -> kind of anomaly and group of its rows, where these are known."""
+    known: dict[str, dict[str, Any]] = {}
+    one_class = split.train.y is None and bool(split.classes)  # then `y` of a test is no class to be predicted
+    for name, rows in split.tests.items():
+        if one_class and rows.row_y is not None:
+            known.setdefault(name, {})["kind"] = [split.classes[y] for y in rows.row_y.tolist()]
+        if rows.group is not None:
+            known.setdefault(name, {})["group"] = rows.group.numpy()
+    return known
 
 
 def findings(detector: Detector, ground: Ground) -> list[str]:

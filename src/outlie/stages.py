@@ -58,7 +58,7 @@ class Passes:
 
     def __getitem__(self, rows: Any) -> Views:
         views = self.front(self.rows.x[rows].to(self.device))
-        views.y = None if self.rows.y is None else self.rows.y[rows].to(self.device)
+        views.y = None if self.rows.row_y is None else self.rows.row_y[rows].to(self.device)
         return views
 
 
@@ -70,7 +70,7 @@ def extract(backbone: nn.Module, rows: Rows, options: Options, folder: Path) -> 
     views = Views.cat(parts) if parts else backbone(mine)
     views.maps = None
     views = views.map(lambda t: gather_shares(t, len(rows)))
-    views.y = rows.y
+    views.y = rows.row_y
     return views
 
 
@@ -81,7 +81,7 @@ def spec_of(views: Views, seed: int, backbone: nn.Module, blocks: tuple[tuple[st
         for name in ("x", "features", "logits", "maps")
         if (t := getattr(views, name)) is not None
     }
-    classes = None if views.logits is None else views.logits.shape[1]
+    classes = getattr(backbone, "classes", None) if views.logits is None else views.logits.shape[1]
     return Spec(shapes, seed, classes, getattr(backbone, "head", None), backbone, blocks)
 
 
@@ -228,6 +228,22 @@ def score(detector: Detector, views: Views | Passes, device: torch.device, at_on
     with threads(float("inf") if passes else 2.0 * numbers * min(len(views), at_once)):
         parts = [detector.score(views[rows].map(lambda t: t.to(device))).double().cpu() for rows in mine if len(rows)]
     return gather_shares(torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64), len(views))
+
+
+@torch.no_grad()
+def score_with_maps(detector: Detector, views: Views | Passes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(n,) float64 scores and the (n, H, W) float32 maps that they are of, in one pass; for detectors that localise."""
+    detector.eval().to(device)
+    localise: Any = detector
+    scores, maps, done = [], torch.empty(0), 0
+    mine = share(len(views))
+    for rows in mine.split(rows_at_once(tuple(views.rows.x.shape[1:])) if isinstance(views, Passes) else ROWS_AT_ONCE):
+        found = localise.score_map(views[rows].map(lambda t: t.to(device)))
+        scores.append(detector.score_of(found).double().cpu())
+        maps = maps if done else torch.empty(len(mine), *found.shape[1:])
+        maps[done : done + len(rows)] = found
+        done += len(rows)
+    return gather_shares(torch.cat(scores), len(views)), gather_shares(maps, len(views))
 
 
 @torch.no_grad()

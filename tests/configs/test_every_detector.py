@@ -103,7 +103,7 @@ OTHER = {
     "aggregate": "mean", "gamma": 0.5, "M": 2, "alpha": 2, "below": "zero", "percentile": 50, "denominator": "raw",
     "max_logit": "true", "noise": 0.002, "distance": "origin", "metric": "cosine", "power": 2, "threshold": 0.1,
     "blocks": "last", "score_by": "recon_err", "draws": 5, "diagnose": 0, "levels": 5, "complexity": "true",
-    "repetitions": 3, "squares": 4,
+    "repetitions": 3, "squares": 4, "sigma": 2,
 }  # fmt: skip
 OWN = {
     ("diffusion", "score_by"): "full_path", ("dte_c", "score_by"): "mode", ("dte_ig", "score_by"): "raw",

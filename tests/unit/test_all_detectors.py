@@ -37,6 +37,10 @@ from outlie.trainer import Options
 
 WHERE = catalog.roots()
 SLOW = {"cblof", "deep_svdd", "dif", "feature_bagging", "mcd"}  # through PyOD; tests/unit/test_pyod.py has them
+# student-teacher detectors on a trained network; their presets differ in what is made small here
+STUDENTS = {"stfpm": 0.4, "reverse_distillation": 5e-3, "efficient_ad": 2e-3, "uninformed_students": 5e-3}  # lr
+SLOW |= {f"{name}/{preset}" for name in STUDENTS for preset in ("paper", "cpu")}
+SLOW |= {"score_student"}  # learns from another detector; tests/unit/test_score_student.py has it
 PYOD = {"hbos", "iforest", "loda", "lof", "ocsvm", "pca"}
 NAMES = sorted(set(catalog.choices("detector", WHERE)) - SLOW - (set() if importlib.util.find_spec("pyod") else PYOD))
 SIGNATURES = {name: signatures.read(catalog.target(catalog.choices("detector", WHERE)[name])) for name in NAMES}
@@ -57,6 +61,10 @@ QUICK_PIXELS = {
 }  # fmt: skip
 PIXELS = {"vae/paper", "vae/paper_2l", "iwae/paper", "iwae/paper_2l"}  # presets for images
 PIXELS |= {"pixel_ddpm", "pixel_ddpm/paper", "pixel_dte_c", "pixel_dte_c/paper"}
+QUICK_STUDENTS = {
+    "batch_size": 4, "width": 4, "channels": 8, "code": 4, "teacher_steps": 10, "patches": [17], "students": 2,
+    "min_steps": 0, "split": "train",
+}  # fmt: skip
 DIM = 320  # of features: more than the 300 dimensions of NECO's authors' presets of ViM and Residual
 ID, OOD = 61, 40  # test rows
 
@@ -174,6 +182,20 @@ def denoiser() -> Ground:
     return Ground(backbone.eval(), small_unet, train, on.test)
 
 
+@functools.cache
+def tiles() -> Ground:
+    """The digits of `network` at 44 pixels a side, for detectors that localise; anomalies are chequered."""
+    on = network()
+
+    def large(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(x.float(), 44).to(torch.uint8)
+
+    chequers = torch.randint(2, (OOD, 1, 11, 11), generator=torch.Generator().manual_seed(0))
+    test = torch.cat([large(on.test.x[:ID]), large(255 * chequers)])
+    train = rows_of(large(on.train.x[:40]))
+    return replace(on, train=train, test=rows_of(test), needs=("x", "network"))
+
+
 def small_unet() -> UNet:
     return UNet(
         base=16, multipliers=[1, 2], depth=1, attention=[1], dropout=0.0, flip=False, images=8_000, batch_size=25,
@@ -191,6 +213,8 @@ def ground(name: str) -> Ground:
     if name in DENOISER:
         needs = SIGNATURES[name].needs
         return replace(denoiser(), network="network" in needs, needs=needs)
+    if name in STUDENTS:
+        return tiles()
     return network() if name in NETWORK else classifier() if name in POSTHOC else blobs()
 
 
@@ -198,6 +222,7 @@ def ground(name: str) -> Ground:
 def section(name: str) -> dict:
     backbone = "resnet10" if name in POSTHOC else "pixels" if name in PIXELS else "identity"
     backbone = "unet/small" if name in DENOISER else backbone
+    backbone = "resnet10" if name in STUDENTS else backbone
     return OmegaConf.to_container(compose("train", [f"detector={name}", f"backbone={backbone}"]).detector)
 
 
@@ -205,6 +230,7 @@ def new(name: str, epochs: int) -> Detector:
     """The detector of a yaml as `run train detector=NAME` builds it, but for fewer epochs and levels."""
     trained = {} if name in POSTHOC + DENOISER else QUICK | {"epochs": epochs}
     trained |= QUICK_PIXELS if name.startswith("pixel_") else {}
+    trained |= QUICK_STUDENTS | {"lr": STUDENTS[name]} if name in STUDENTS else {}
     trained |= {"steps": PASSES[name]} if name in PASSES else {}
     return build(section(name) | {option: value for option, value in trained.items() if option in section(name)})
 
@@ -215,7 +241,8 @@ def made(name: str, epochs: int = 1, on: Ground | None = None) -> Detector:
     set_up(detector, spec_on(on))
     if hasattr(detector, "loss"):
         with tempfile.TemporaryDirectory() as folder:
-            stages.train(detector, train, 1, OPTIONS, Path(folder))
+            own = Views(x=on.train.x) if detector.raw else train
+            stages.train(detector, own, 1, OPTIONS, Path(folder))
     if hasattr(detector, "fit"):
         stages.fit(detector, train, CPU)
     return detector.eval()
@@ -322,7 +349,7 @@ def test_a_column_that_was_constant_in_training_may_move(name):
     assert torch.isfinite(scores(learnt(name), on, rows_of(moved))).all()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in POSTHOC + DENOISER])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in [*POSTHOC, *DENOISER, *STUDENTS]])
 def test_float32_views_are_welcome(name):
     on = ground(name)
     train, test = (on.of(rows).map(lambda t: t.float()) for rows in (on.train, on.test))

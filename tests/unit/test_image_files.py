@@ -13,7 +13,8 @@ from PIL import Image
 
 from outlie.data.file_lints import copies
 from outlie.data.image_files import ImageFiles, Transform, decode, file_statistics, list_images
-from outlie.data.image_folders import ImageFolder, ImageList, OneClassImages
+from outlie.data.image_folders import ImageFolder, ImageList
+from outlie.data.one_class_images import OneClassImages
 from outlie.errors import UserError
 
 SHARED_TILES = Path(os.environ.get("OUTLIE_DATA", "")) / "magnetic_tile"

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from outlie.backbones import dense_augment
-from outlie.backbones.classifier import standardisation
 from outlie.backbones.dense_heads import FCN, at_size
+from outlie.backbones.from_data import standardisation
 from outlie.backbones.training import ClassifierRecipe
 from outlie.backbones.weights import load_weights, match
 from outlie.data.dense_files import IGNORE

@@ -15,7 +15,7 @@ from outlie.errors import UserError, unknown
 from outlie.gather import rank_and_world
 from outlie.metrics import latency
 from outlie.metrics.evaluation import Metrics
-from outlie.results import checkpoint, classified, evaluated, store
+from outlie.results import checkpoint, classified, evaluated, kinds, store
 
 GROUPS = ("all", "network")
 LATENCY_SECONDS = 0.1  # for each detector: there are many
@@ -130,8 +130,10 @@ def done(folder: Path, metrics: Metrics) -> dict[str, Any] | None:
     if result is None or result["status"] != "done":
         return None
     if result["evaluated_with"] != evaluated.key(metrics):
-        scores = store.read_scores(folder)
-        result |= evaluated.evaluate_scores(scores, metrics, result["seed"], result["lints"], result["protocols"])
+        scores, about = store.read_scores(folder), kinds.read(folder)
+        result |= evaluated.evaluate_scores(
+            scores, metrics, result["seed"], result["lints"], result["protocols"], about
+        )
         store.write_json(folder / "result.json", result)
     return result
 
@@ -174,13 +176,13 @@ def one(
         with log.findings() as noticed:
             _, spent = cell.fitted(cfg, detector, ground)
             scores, scoring = cell.scored(detector, ground)
-        lints = [*cell.findings(detector, ground), *noticed]
+        lints, about = [*cell.findings(detector, ground), *noticed], cell.about(ground.split)
         result |= {"lints": lints, "cost": spent | scoring, "latency": None}
-        result |= evaluated.evaluate_scores(scores, metrics, cfg["seed"], lints, ground.split.protocols)
+        result |= evaluated.evaluate_scores(scores, metrics, cfg["seed"], lints, ground.split.protocols, about)
         if first and metrics.latency:
             result["latency"] = detector_latency(detector, ground)
         if first:
-            store.write_scores(folder / "scores.parquet", scores)
+            store.write_scores(folder / "scores.parquet", scores, about)
         result |= {"status": "done", "error": None}
     except Exception as error:
         if distributed.started():

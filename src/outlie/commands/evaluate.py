@@ -19,7 +19,7 @@ from outlie.detectors.base import Detector, Views
 from outlie.errors import UserError
 from outlie.explain import explain
 from outlie.metrics.evaluation import Metrics
-from outlie.results import checkpoint, evaluated, store
+from outlie.results import checkpoint, evaluated, heatmaps, segmented, store
 
 EXPLAINED_ROWS = 1000  # the highest scores
 
@@ -129,10 +129,17 @@ def compute(
         backbone, options, folder, Path(now["output_dir"]) / "views",
     )  # fmt: skip
     cell.refuse_gaps(now["choices"], detector, ground)
-    scores, scoring = cell.scored(detector, ground)
+    maps: dict[str, torch.Tensor] = {}
+    scores, scoring = cell.scored(detector, ground, maps)
+    about = cell.about(ground.split)
+    evaluation = evaluated.evaluate_scores(scores, metrics, seed, split.findings, split.protocols, about)
+    pixels = heatmaps.report(ground.parts, maps)
+    heatmaps.pictures(ground.parts, maps, about, scores, (evaluation["threshold"] or {}).get("value"), folder)
+    segmentation = {} if other else segmented.report(ground)
+    segmented.pictures(ground, segmentation)
     with store.whole(folder / "config.yaml") as temporary:
         OmegaConf.save(OmegaConf.create(now | {"run": str(run)}), temporary)
-    store.write_scores(folder / "scores.parquet", scores)
+    store.write_scores(folder / "scores.parquet", scores, about)
     if now["explain"]:
         for name in tests:
             views = ground.views(name, with_input=True)
@@ -146,7 +153,9 @@ def compute(
         "data_sha256": split.data_sha256,
         "lints": split.findings,
         "protocols": split.protocols,
-        **evaluated.evaluate_scores(scores, metrics, seed, split.findings, split.protocols),
+        **evaluation,
+        **({"pixels": pixels} if pixels else {}),
+        **({"segmentation": segmentation} if segmentation else {}),
         "latency": None,
         "cost": scoring,
         "environment": store.environment(str(ground.device)),

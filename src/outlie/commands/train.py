@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from outlie import cell, distributed, log, stages
 from outlie.build import build
@@ -17,7 +18,20 @@ from outlie.gather import rank_and_world
 from outlie.loggers import Trackers, open_loggers
 from outlie.metrics import cost
 from outlie.metrics.evaluation import Metrics
-from outlie.results import checkpoint, classified, denoised, density_report, evaluated, imputed, published, store
+from outlie.results import (
+    checkpoint,
+    classified,
+    denoised,
+    density_report,
+    distilled,
+    evaluated,
+    heatmaps,
+    imputed,
+    kinds,
+    published,
+    segmented,
+    store,
+)
 from outlie.trainer import Options
 
 
@@ -59,10 +73,11 @@ def plan(cfg: dict[str, Any], detector: Any, backbone: Any = None) -> str:
     steps = ["load the data"]
     if (recipe := getattr(backbone, "recipe", None)) and backbone.trained:
         weights = store.backbone_folder(cfg) / "weights.ckpt"
+        verb = "distil" if "teacher" in cfg else "train"
         steps.append(
             f"take the backbone's weights of {weights}"
             if weights.exists()
-            else f"train the backbone, {how_long(recipe, cfg['trainer']['max_epochs'])}"
+            else f"{verb} the backbone, {how_long(recipe, cfg['trainer']['max_epochs'])}"
         )
     if hasattr(detector, "loss"):
         weights = store.stage_folder(cfg, detector.scoring) / "weights.ckpt"
@@ -81,7 +96,7 @@ def plan(cfg: dict[str, Any], detector: Any, backbone: Any = None) -> str:
 
 def how_long(recipe: Any, max_epochs: int | None) -> str:
     """The length of a training in words, before the data are known."""
-    words = f"{recipe.epochs} epochs"
+    words = f"{recipe.steps} steps" if getattr(recipe, "steps", None) else f"{recipe.epochs} epochs"
     if getattr(recipe, "min_steps", 0):
         words += f", or {recipe.min_steps} steps where these are more"
     return words + (f", at most {max_epochs} epochs" if max_epochs else "")
@@ -97,8 +112,9 @@ def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[st
     if result and result["status"] == "done" and not cfg["force"]:
         if result["evaluated_with"] != evaluated.key(metrics):  # other metrics: the scores are there
             result |= evaluated.evaluate_scores(
-                store.read_scores(folder), metrics, cfg["seed"], result["lints"], result.get("protocols")
-            )
+                store.read_scores(folder), metrics, cfg["seed"], result["lints"], result.get("protocols"),
+                kinds.read(folder),
+            )  # fmt: skip
             if first:
                 draw(folder, result)
                 store.write_json(folder / "result.json", result)
@@ -158,7 +174,9 @@ def compute(
     ground = cell.Ground(split, backbone, options, folder, Path(cfg["output_dir"]) / "views")
     with log.findings() as noticed:
         spec, spent = cell.fitted(cfg, detector, ground, log_epoch)
-        scores, scoring = cell.scored(detector, ground)
+        maps: dict[str, Tensor] = {}
+        scores, scoring = cell.scored(detector, ground, maps)
+    about = cell.about(split)
     lints = [*cell.findings(detector, ground), *noticed]
     result: dict[str, Any] = {
         "schema": store.SCHEMA,
@@ -172,7 +190,7 @@ def compute(
         "seed": cfg["seed"],
         "rows": {name: len(rows) for name, rows in ground.parts.items()},
         "lints": lints,
-        **evaluated.evaluate_scores(scores, metrics, cfg["seed"], lints, split.protocols),
+        **evaluated.evaluate_scores(scores, metrics, cfg["seed"], lints, split.protocols, about),
         "published": {"test": one} if not part and (one := published.cell_of(cfg)) else {},
         "latency": None,
         "environment": store.environment(str(ground.device)),
@@ -183,6 +201,8 @@ def compute(
     if has_head:  # on every rank: sums are reduced over all
         result["classifier"] = classified.report(ground)
         curve = classified.along_training(ground, cfg)
+    if segmentation := segmented.report(ground):
+        result["segmentation"] = segmentation
     if not first:
         return result
     test = next(iter(split.tests.values()))
@@ -207,15 +227,23 @@ def compute(
             density = density_report.report(detector, ground)
         result["density"] = density.numbers
         result["lints"], result["findings"] = [*result["lints"], *doubts], [*result["findings"], *doubts]
-    store.write_scores(folder / "scores.parquet", scores)
+    if "teacher" in cfg:
+        result["distillation"] = distilled.report(cfg, result, ground, detector, scores, metrics)
+    store.write_scores(folder / "scores.parquet", scores, about)
+    if maps:
+        result["pixels"], threshold = heatmaps.report(ground.parts, maps), (result["threshold"] or {}).get("value")
+        for path in heatmaps.pictures(ground.parts, maps, about, scores, threshold, folder):
+            trackers.image(path.stem, path)
     imputed.write(folder / "imputed.parquet", detector, ground, scores)
     checkpoint.save_model(
-        folder / "model.ckpt", backbone, detector, spec, split.columns, tuple(split.train.x.shape[1:])
+        folder / "model.ckpt", backbone, detector, spec, split.columns, tuple(split.train.x.shape[1:]), split.schema
     )
     store.write_curve(folder / "metrics.csv", losses, validation)
     if has_head:
         for path in classified.pictures(ground, curve, getattr(detector, "chosen_d", None), folder):
             trackers.image(path.stem, path)
+    for path in segmented.pictures(ground, segmentation):
+        trackers.image(path.stem, path)
     if "denoiser" in backbone.provides and metrics.latency:
         result["denoiser"], drawn = denoised.report(ground, cfg)
         for path in drawn:

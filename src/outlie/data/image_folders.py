@@ -1,4 +1,4 @@
-"""Your own images: a folder for each class, OpenOOD's lists, MVTec AD's layout; files are decoded when needed."""
+"""Your own images: a folder for each class, or OpenOOD's lists; files are decoded when needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,11 +57,11 @@ class ImageFolder:
         Raises:
             UserError: a folder that is missing or empty, a test class that training does not have.
         """
-        train = _by_class(self.train, "dataset.train")
-        test = _by_class(self.test, "dataset.test")
+        train = by_class(self.train, "dataset.train")
+        test = by_class(self.test, "dataset.test")
         if new := [name for name in test.classes if name not in train.classes]:
             raise UserError(unknown(f"class in {self.test}", new[0], train.classes) + "; for OOD images: dataset.ood")
-        test.y = _relabelled(test, train.classes)
+        test.y = relabelled(test, train.classes)
         ood = {name: Listed(path, list_images(path, f"dataset.ood.{name}")) for name, path in self.ood.items()}
         protocols = {name: "ood_near" if name in self.near else "ood_far" for name in ood}
         return assemble_files(train, None, test, ood, protocols, self.transform, self.calibration, seed)
@@ -137,44 +137,6 @@ class ImageList:
         return read_list(self.root / self.lists / file, folder, option, classes)
 
 
-class OneClassImages:
-    """MVTec AD's layout: train/good/*, test/good/*, test/DEFECT/*; trained on good images only, protocol one_class.
-
-    Args:
-        path: Folder of one product, with `train` and `test` in it.
-        size: Side of the images in pixels; they are squeezed to it, so that no defect is cut off.
-        channels: 1 = grey, 3 = colour.
-        calibration: Fraction of the training images that is held out for the threshold.
-    """
-
-    def __init__(self, path: Path, size: PositiveInt = 256, channels: PositiveInt = 3, calibration: Fraction = 0.1):
-        self.path = Path(path).expanduser()
-        self.transform = transform(size, None, channels)
-        self.calibration = calibration
-
-    def load(self, seed: int) -> Split:
-        """The split of this seed, which draws the calibration images; `y` of the test rows is the kind of defect.
-
-        Raises:
-            UserError: another layout, or an empty folder.
-        """
-        train = _by_class(self.path / "train", "dataset.path")
-        if train.classes != ("good",):
-            raise UserError(f"{self.path / 'train'} has {', '.join(train.classes)}, allowed: good (normal images only)")
-        test = _by_class(self.path / "test", "dataset.path")
-        if "good" not in test.classes or len(test.classes) < 2:
-            raise UserError(f"{self.path / 'test'} has {', '.join(test.classes)}: good and a defect are needed")
-        classes = ("good", *(name for name in test.classes if name != "good"))
-        test.y = _relabelled(test, classes)
-        split = assemble_files(train, None, test, {}, {}, self.transform, self.calibration, seed)
-        split.protocol, split.classes = "one_class", classes
-        split.train.y = None
-        assert split.calibration is not None
-        split.calibration.y = None
-        split.tests["test"].label = torch.from_numpy((test.y > 0).astype(np.int64))
-        return split
-
-
 def transform(size: int, resize: int | None, channels: int) -> Transform:
     """The options as a Transform; UserError where they cannot be."""
     if channels not in (1, 3):
@@ -184,12 +146,12 @@ def transform(size: int, resize: int | None, channels: int) -> Transform:
     return Transform(size, channels, resize)
 
 
-def _relabelled(listed: Listed, classes: tuple[str, ...]) -> np.ndarray:
+def relabelled(listed: Listed, classes: tuple[str, ...]) -> np.ndarray:
     """(N,) labels that count another order of the classes."""
     return np.array([classes.index(name) for name in listed.classes], np.int64)[listed.y]
 
 
-def _by_class(folder: Path, option: str) -> Listed:
+def by_class(folder: Path, option: str) -> Listed:
     """Images of a folder of folders; each class needs one."""
     everything = list_images(folder, option)
     if loose := [name for name in everything if "/" not in name]:
@@ -211,12 +173,14 @@ def assemble_files(
     transform: Transform,
     fraction: float,
     seed: int,
+    held: np.ndarray | None = None,
 ) -> Split:
-    """The Split of listed files; without a calibration list a fraction of each training class is held out."""
+    """The Split of listed files; without a calibration list `held`, or a fraction of each class, is held out."""
     used = everything = np.arange(len(train))
     files = ImageFiles(train.root, train.names, transform)
     if calibration is None:
-        held = balanced(train.y, max(1, round(fraction * len(train))), np.random.RandomState(seed))
+        if held is None:
+            held = balanced(train.y, max(1, round(fraction * len(train))), np.random.RandomState(seed))
         used = np.setdiff1d(everything, held)
         if len(used) < 2 or set(train.y[used]) != set(train.y):
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,14 @@ class Rows:
     x: Tensor
     index: Tensor  # (n,) int64, row number in the source
     label: Tensor | None = None  # (n,) int64: 1 = anomaly, 0 = normal, None = unknown
-    y: Tensor | None = None  # (n,) int64 class label, for classifiers
+    y: Tensor | None = None  # (n,) int64 class label, for classifiers; (n, H, W) uint8 of each pixel, 255 = none
+    mask: Tensor | None = None  # (n, H, W) bool: pixels that are anomalous, at the size of x
+    group: Tensor | None = None  # (n,) int64: rows of one group are no independent samples, as photos of one part
+
+    @property
+    def row_y(self) -> Tensor | None:
+        """(n,) class labels of the samples; None where each pixel has its own."""
+        return self.y if self.y is None or self.y.ndim == 1 else None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -42,3 +50,6 @@ class Split:
     protocols: dict[str, str] = field(default_factory=dict)  # test set -> its own protocol: ood_near, ood_far
     # kinds of a table's columns, in runs that cover D: ('number', 3), ('boolean', 1), ('levels', 4); () = not known
     blocks: tuple[tuple[str, int], ...] = ()
+    schema: dict[str, Any] | None = None  # how a table's file was read and encoded (encode.schema); None = as it is
+    colours: tuple[tuple[int, int, int], ...] = ()  # of each class in a picture of label maps; () = any
+    subsets: dict[str, Tensor] = field(default_factory=dict)  # name -> rows of `test` that are reported apart as well

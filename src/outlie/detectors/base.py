@@ -8,6 +8,7 @@ Which hooks a detector defines is its kind (there is no base class per kind):
     fitted            fit, score
     trained           setup, loss, score
     trained + fitted  setup, loss, fit, score
+    localising        score_map besides
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Views:
     logits: Tensor | None = None  # (B, C)
     maps: Tensor | None = None  # (B, C, H, W), for dense tasks
     y: Tensor | None = None  # (B,) class label; the anomaly label never reaches a detector
+    auxiliary: Tensor | None = None  # (B, C, H', W') of a head that only helps a segmenter to learn
 
     def map(self, fn) -> Views:
         """Apply `fn` to every view that is there: `views.map(lambda t: t[rows])`."""
@@ -93,6 +95,7 @@ class Detector(nn.Module):
     `stop(losses)`           true ends the training after this epoch; losses are the epochs' means so far.
     `fit(train)`             define it and it is called once, with every training view of every rank.
     `score(views)`           required: (B,) or (B, H, W), higher = more anomalous, each row as if it came alone.
+    `score_map(views)`       (B, H, W) at the size of views.x: where the anomaly is; then score is score_of(score_map).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)  # views that must be provided; also `head`, `network`, `denoiser`
@@ -100,6 +103,7 @@ class Detector(nn.Module):
     paper: ClassVar[str] = ""  # where the method is from
     scoring: ClassVar[tuple[str, ...]] = ()  # options that change the score only: a new value trains nothing
     images: ClassVar[bool] = False  # takes images as they are, (C, H, W)
+    raw: ClassVar[bool] = False  # `loss`, `prepare` and `validate` are given samples as the data have them (uint8)
     fits_on: str = "train"  # rows that `fit` is given: train, or calibration (held-out in-distribution rows)
     gaps: bool = False  # takes rows with NaN where a value is missing
 
@@ -113,6 +117,10 @@ class Detector(nn.Module):
     def score(self, views: Views) -> Tensor:
         """(B,) anomaly scores, higher = more anomalous."""
         raise TypeError(f"{type(self).__name__} defines no score(views)")
+
+    def score_of(self, maps_BHW: Tensor) -> Tensor:
+        """(B,) anomaly scores of images whose maps these are: the largest value."""
+        return maps_BHW.flatten(1).amax(1)
 
 
 def set_up(detector: Detector, spec: Spec) -> Detector:

@@ -11,6 +11,7 @@ from outlie.detectors.base import Detector, Spec, Views
 from outlie.detectors.training import Recipe
 from outlie.diffusion.image_nets import GROUPS
 from outlie.errors import UserError
+from outlie.gather import rank_and_world
 from outlie.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 TINY = 1e-12  # of a squared error whose logarithm is taken
@@ -21,8 +22,8 @@ class ScoreStudent(Detector):
 
     Args:
         family: score = the score's rank as a normal deviate; reconstruction = what the teacher would take off the
-            sample, r(x) = x - R(x), of which the score is the mean square: it follows the teacher far from the data,
-            and gives maps; auto = reconstruction where the teacher's score is such an error.
+            sample, r(x) = x - R(x), of which the score is the mean square: it follows the teacher far from the data;
+            auto = reconstruction where the teacher's score is such an error.
         width: units of each layer; channels at full resolution for images.
         depth: layers; halvings of an image's side.
         members: networks that are averaged.
@@ -41,7 +42,6 @@ class ScoreStudent(Detector):
 
     needs: ClassVar[tuple[str, ...]] = ("x",)
     images: ClassVar[bool] = True
-    scoring: ClassVar[tuple[str, ...]] = ("guard",)
     paper: ClassVar[str] = "after Score distillation for anomaly detection, Knowledge-Based Systems 295 (2024) 111842"
     middle: Tensor
     spread: Tensor
@@ -146,6 +146,8 @@ class ScoreStudent(Detector):
             size = r.flatten(1).square().mean(1)
             wrong = (off - r).flatten(2).square().mean(2)
             total = total + self.rebuild * (wrong / (size + 0.01 * size.mean())).mean(1).sum()
+        if rank_and_world()[1] > 1:  # DDP wants a gradient of every weight, and one of the heads has none
+            total = total + 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
         return total / len(z_MB)
 
     def score(self, views: Views) -> Tensor:
@@ -154,13 +156,6 @@ class ScoreStudent(Detector):
         if self.members == 1:
             return z_MB[0]
         return z_MB.mean(0) + self.guard * z_MB.std(0)
-
-    def score_map(self, views: Views) -> Tensor:
-        """(B, H, W) mean square over channels and members of what would be taken off an image."""
-        _, off = self.answers(views.x)
-        if off is None or off.ndim != 5:
-            raise UserError("this student gives a score only: maps need images and family = reconstruction")
-        return off.square().mean((0, 2))
 
 
 def huber(z_B: Tensor, target_B: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """Bootstrap intervals for every ranking metric, from one set of resamples.
 
-Stratified: normals and anomalies are drawn apart, so each resample has the test set's sizes. A resample is a vector of
+Stratified: normals and anomalies are drawn apart, so each resample has the test set's sizes. Where rows come in groups
+(photos of one part), whole groups are drawn, those with an anomaly apart from those without. A resample is a vector of
 multiplicities on the sorted scores, and all metrics of all resamples in a chunk come from one cumulative sum.
 """
 
@@ -24,21 +25,30 @@ def intervals(
     resamples: int,
     generator: np.random.Generator,
     level: float = 0.95,
+    group: ArrayLike | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals by metric key.
 
     They cannot see beyond the sample: a metric at its limit (AUROC 1) gets an interval of width zero.
+
+    Args:
+        group: (n,) what the rows are drawn by; None = each row alone
     """
     tails = [(1 - level) / 2, (1 + level) / 2]
-    drawn = resample(score, label, names, resamples, generator)
+    drawn = resample(score, label, names, resamples, generator, group)
     edges = {name: np.quantile(values, tails) for name, values in drawn.items()}
     return {name: (float(low), float(high)) for name, (low, high) in edges.items()}
 
 
 def resample(
-    score: ArrayLike, label: ArrayLike, names: Iterable[str], resamples: int, generator: np.random.Generator
+    score: ArrayLike,
+    label: ArrayLike,
+    names: Iterable[str],
+    resamples: int,
+    generator: np.random.Generator,
+    group: ArrayLike | None = None,
 ) -> dict[str, Array]:
-    """(resamples,) values of each metric."""
+    """(resamples,) values of each metric; of groups fewer, where one class was not drawn at all."""
     score, label = checked(score, label)
     names = list(names)
     block = blocks(score, label, merge_normals=STEP_BY_NORMALS.isdisjoint(names))
@@ -49,7 +59,12 @@ def resample(
     values: dict[str, list[Array]] = {name: [] for name in names}
     chunk = max(1, CELLS // len(score))
     for start in range(0, resamples, chunk):
-        weight = multiplicities(block, label, min(chunk, resamples - start), size, generator)
+        part = min(chunk, resamples - start)
+        if group is None:
+            weight = multiplicities(block, label, part, size, generator)
+        else:
+            weight = group_multiplicities(block, label, np.asarray(group), part, generator)
+            weight = weight[(weight[:, block_label].sum(1) > 0) & (weight[:, ~block_label].sum(1) > 0)]
         counts = curve.count(block_score, block_label, weight)
         for name in names:
             values[name].append(METRICS[name](counts))
@@ -89,3 +104,23 @@ def multiplicities(
         drawn = rows[generator.integers(0, len(rows), size=(resamples, len(rows)))] + offset
         weight += np.bincount(drawn.ravel(), minlength=resamples * size)
     return weight.reshape(resamples, size)
+
+
+def group_multiplicities(
+    block: NDArray[np.int64],
+    label: NDArray[np.bool_],
+    group: NDArray,
+    resamples: int,
+    generator: np.random.Generator,
+) -> NDArray[np.int64]:
+    """(resamples, blocks) how often each block is drawn with its group; groups with an anomaly keep their number."""
+    names, group = np.unique(group, return_inverse=True)
+    anomalous = np.zeros(len(names), dtype=bool)
+    anomalous[group[label]] = True
+    times = np.zeros((resamples, len(names)), dtype=np.int64)
+    for kind in (np.flatnonzero(anomalous), np.flatnonzero(~anomalous)):
+        drawn = kind[generator.integers(0, len(kind), size=(resamples, len(kind)))] if len(kind) else kind[None]
+        np.add.at(times, (np.arange(resamples)[:, None], drawn), 1)
+    order = np.argsort(block, kind="stable")
+    starts = np.flatnonzero(np.append(1, np.diff(block[order])))
+    return np.add.reduceat(times[:, group[order]], starts, axis=1)

@@ -63,9 +63,12 @@ class Metrics:
         self.latency_seconds = latency_seconds
 
 
-def evaluate(score: ArrayLike, label: ArrayLike, metrics: Metrics, seed: int = 0) -> dict[str, Any]:
+def evaluate(
+    score: ArrayLike, label: ArrayLike, metrics: Metrics, seed: int = 0, group: ArrayLike | None = None
+) -> dict[str, Any]:
     """`metrics` {key: value}, `intervals` {key: [low, high]}, `counts` {normal, anomalies}, `findings` [sentence].
 
+    Rows of one `group` are no independent samples: intervals resample groups then.
     With one class only every metric is None and a finding says why; scores that are not finite raise UserError.
     """
     score, label = ranking.finite(score), np.asarray(label)
@@ -84,7 +87,7 @@ def evaluate(score: ArrayLike, label: ArrayLike, metrics: Metrics, seed: int = 0
     result["metrics"] = {name: float(ranking.METRICS[name](counts)) for name in metrics.names}
     if metrics.bootstrap:
         generator = np.random.default_rng(seed)
-        intervals = bootstrap.intervals(score, label, metrics.names, metrics.bootstrap, generator)
+        intervals = bootstrap.intervals(score, label, metrics.names, metrics.bootstrap, generator, group=group)
         result["intervals"] = {name: list(pair) for name, pair in intervals.items()}
         if min(normal, anomalies) < FEW:
             few = f"{anomalies} anomalies" if anomalies <= normal else f"{normal} normal rows"

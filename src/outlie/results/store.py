@@ -42,9 +42,11 @@ TRAINER_NUMBERS = {"precision", "max_epochs"}
 def identity(cfg: dict[str, Any]) -> dict[str, Any]:
     """What a run's numbers depend on: no paths, logger, devices or metrics; a file counts by its content."""
     kept = {name: section for name, section in cfg.items() if name not in NO_NUMBER}
+    if "teacher" in kept:  # a folder, whose name ends in the hash of what its numbers depend on
+        kept["teacher"] = Path(kept["teacher"]).name
     if isinstance(cfg.get("trainer"), dict):
         kept["trainer"] = {name: value for name, value in cfg["trainer"].items() if name in TRAINER_NUMBERS}
-    for section in ("dataset", "backbone"):
+    for section in ("dataset", "backbone", "detector"):
         signature = signatures.read(kept[section]["_target_"]) if section in kept else None
         paths = {p.name for p in signature.parameters if "Path" in (p.annotation or "")} if signature else set()
         if section in kept:
@@ -90,8 +92,9 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def run_folder(cfg: dict[str, Any], command: str = "train") -> Path:
-    """outputs/<command>/<dataset>-<detector>-<hash>."""
+def run_folder(cfg: dict[str, Any]) -> Path:
+    """outputs/train/<dataset>-<detector>-<hash>, or outputs/distill/... of a student."""
+    command = "distill" if "teacher" in cfg else "train"
     names = [cfg["choices"][group].replace("/", "_") for group in ("dataset", "detector")]
     if part := cfg["dataset"].get("part"):
         names[0] += f"_{part}"
@@ -192,10 +195,21 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_scores(path: Path, splits: dict[str, tuple[Any, Any, Any]]) -> None:
-    """scores.parquet: one row a sample; `splits` maps a name to (index, label or None, score)."""
+ABOUT = ("kind", "group")  # columns of scores.parquet beside the four that are always there
+
+
+def write_scores(
+    path: Path, splits: dict[str, tuple[Any, Any, Any]], about: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """scores.parquet: one row a sample; `splits` maps a name to (index, label or None, score).
+
+    Args:
+        about: name -> column -> values, for what else is known of the rows: kind (of anomaly), group.
+    """
     import polars as pl
 
+    more = {name for columns in (about or {}).values() for name in columns}
+    schema = {"kind": pl.String, "group": pl.Int64}
     frames = [
         pl.DataFrame(
             {
@@ -205,6 +219,10 @@ def write_scores(path: Path, splits: dict[str, tuple[Any, Any, Any]]) -> None:
                 "score": score,
             },
             schema={"split": pl.String, "index": pl.Int64, "label": pl.Int8, "score": pl.Float64},
+        ).with_columns(
+            pl.Series(column, (about or {}).get(name, {}).get(column, [None] * len(score)), schema[column])
+            for column in ABOUT
+            if column in more
         )
         for name, (index, label, score) in splits.items()
     ]

@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from outlie.errors import UserError
-from outlie.results import ood_table
+from outlie.results import kinds, ood_table, teacher_student
+from outlie.results.segmentation_words import segmentation_in_words
+from outlie.results.words import bracket, large, ms, percent, seconds
 
 # What a metric says, beside its key.
 MEANING = {
@@ -65,11 +67,15 @@ def render(result: Mapping[str, Any], run_dir: Path, console: Console | None = N
         if metrics:
             console.print(_table(result, name, metrics))
         _say(console, [recall_in_words(result, name), realised_in_words(result, name)])
+        _say(console, kinds.in_words(result, name))
     if result.get("metrics") and not result.get("threshold"):
         _say(console, ["No threshold: this protocol keeps no calibration rows, the recall is read off the test set."])
     costs = [latency_in_words(result.get("latency")), cost_in_words(result.get("cost"))]
     said = [classifier_in_words(result.get("classifier")), *density_in_words(result.get("density"))]
-    _say(console, [*said, *costs], above=1)
+    _say(console, [*said, *segmentation_in_words(result.get("segmentation")), *costs], above=1)
+    if result.get("distillation"):
+        console.print(f"\n[bold]Student and teacher[/] ({result['distillation']['teacher_run']})")
+        console.print(teacher_student.table(result["distillation"]))
     warnings = dict.fromkeys([(result.get("threshold") or {}).get("warning"), *(result.get("findings") or [])])
     _say(console, [f"! {warning}" for warning in warnings if warning], style="yellow", above=1)
     files = sorted(path.name for path in run_dir.glob("[!.]*") if path.is_file())
@@ -109,9 +115,9 @@ def classifier_in_words(classifier: Mapping[str, Any] | None) -> str | None:
     if not classifier:
         return None
     accuracy = classifier.get("accuracy")
-    sentences = [] if accuracy is None else [f"The classifier gets {_percent(accuracy)} of the test rows right"]
+    sentences = [] if accuracy is None else [f"The classifier gets {percent(accuracy)} of the test rows right"]
     if sentences and classifier.get("train_accuracy") is not None:
-        sentences[0] += f", {_percent(classifier['train_accuracy'])} of the training rows"
+        sentences[0] += f", {percent(classifier['train_accuracy'])} of the training rows"
     collapse = {key: classifier.get(name) for key, name in COLLAPSE.items() if classifier.get(name) is not None}
     if collapse:
         sentences.append("Neural collapse (0 = complete): " + ", ".join(f"{k} {v:.3g}" for k, v in collapse.items()))
@@ -133,7 +139,7 @@ def density_in_words(density: Mapping[str, Any] | None) -> list[str | None]:
     level = "-inf" if bound["mean"] is None else f"{bound['mean']:.4g}"
     rows = f"{known['rows']:,} {'held-out' if name == 'held_out' else name} rows"
     worst = sorted(sets, key=lambda one: (one != name, -sets[one]["pareto_k_above"]))[:4]
-    shares = ", ".join(f"{_percent(sets[one]['pareto_k_above'])} of {one} rows" for one in worst)
+    shares = ", ".join(f"{percent(sets[one]['pareto_k_above'])} of {one} rows" for one in worst)
     return [
         f"Density: L_5000 = {level} nats on {rows}{error}{lost}, {units} latent units active.",
         f"Pareto k above 0.7 (weights not to be trusted): {shares}.",
@@ -145,9 +151,9 @@ def recall_in_words(result: Mapping[str, Any], name: str) -> str | None:
     recall = result["metrics"][name].get("recall_at_fpr01")
     if recall is None:
         return None
-    interval = _bracket(_get(result, "intervals", name, "recall_at_fpr01"))
+    interval = bracket(_get(result, "intervals", name, "recall_at_fpr01"))
     hindsight = " This is read off the test set, in hindsight." if result.get("threshold") else ""
-    return f"At 1 % false alarms it finds {_percent(recall)} of the anomalies{interval}.{hindsight}"
+    return f"At 1 % false alarms it finds {percent(recall)} of the anomalies{interval}.{hindsight}"
 
 
 def realised_in_words(result: Mapping[str, Any], name: str, title: str = "") -> str | None:
@@ -160,18 +166,18 @@ def realised_in_words(result: Mapping[str, Any], name: str, title: str = "") -> 
         normal = _get(result, "counts", name, "normal")
         on = f" on {normal:,} test normals" if normal is not None else ""
         parts.append(
-            f"{_percent(realised['fpr'])} false alarms were realised{on}{_bracket(realised.get('fpr_interval'))}"
+            f"{percent(realised['fpr'])} false alarms were realised{on}{bracket(realised.get('fpr_interval'))}"
         )
     if realised.get("recall") is not None:
-        found = _bracket(realised.get("recall_interval"))
-        parts.append(f"{_percent(realised['recall'])} of the anomalies were found{found}")
+        found = bracket(realised.get("recall_interval"))
+        parts.append(f"{percent(realised['recall'])} of the anomalies were found{found}")
     if not parts:
         return None
     if title:
         return f"{title}: in use, {' and '.join(parts)}."
     return (
         f"In use, at the threshold calibrated beforehand (score > {threshold['value']:.4g}, for "
-        f"{_percent(threshold['false_alarms'])} false alarms, from {threshold['n_calibration']:,} normal rows) "
+        f"{percent(threshold['false_alarms'])} false alarms, from {threshold['n_calibration']:,} normal rows) "
         f"{' and '.join(parts)}."
     )
 
@@ -184,8 +190,8 @@ def latency_in_words(latency: Mapping[str, Any] | None) -> str | None:
     where = str(latency.get("device", ""))
     where += f", {threads} thread{'s' if threads != 1 else ''}" if threads and where == "cpu" else ""
     return (
-        f"One row takes {_ms(latency['latency_p50_ms'])} (p50), {_ms(latency['latency_p99_ms'])} (p99): backbone "
-        f"{_ms(latency['backbone_p50_ms'])}, detector {_ms(latency['detector_p50_ms'])}. "
+        f"One row takes {ms(latency['latency_p50_ms'])} (p50), {ms(latency['latency_p99_ms'])} (p99): backbone "
+        f"{ms(latency['backbone_p50_ms'])}, detector {ms(latency['detector_p50_ms'])}. "
         f"{latency['throughput_per_s']:,.0f} rows per second in batches of {latency['batch_size']:,} ({where})."
     )
 
@@ -194,9 +200,9 @@ def cost_in_words(cost: Mapping[str, Any] | None) -> str | None:
     """Seconds, numbers to store, operations and memory; what was not measured is left out."""
     if not cost:
         return None
-    cpu = f" ({_seconds(cost['train_cpu_s'])} of CPU)" if cost.get("train_cpu_s") is not None else ""
+    cpu = f" ({seconds(cost['train_cpu_s'])} of CPU)" if cost.get("train_cpu_s") is not None else ""
     spent = [
-        f"{verb} in {_seconds(cost[key])}{cpu if key == 'train_s' else ''}"
+        f"{verb} in {seconds(cost[key])}{cpu if key == 'train_s' else ''}"
         for verb, key in (("trained", "train_s"), ("fitted", "fit_s"), ("scored", "score_s"))
         if cost.get(key)
     ]
@@ -207,7 +213,7 @@ def cost_in_words(cost: Mapping[str, Any] | None) -> str | None:
             ("parameters", f"{cost.get('parameters') or 0:,} parameters"),
             ("buffers", f"{cost.get('buffers') or 0:,} fitted numbers"),
             ("nfe", f"{cost.get('nfe') or 0:,} network evaluations a row"),
-            ("flops_per_row", f"{_large(cost.get('flops_per_row') or 0)}FLOP a row"),
+            ("flops_per_row", f"{large(cost.get('flops_per_row') or 0)}FLOP a row"),
             ("peak_memory_mb", f"{cost.get('peak_memory_mb') or 0:,.0f} MiB at peak{memory}"),
         )
         if cost.get(key)
@@ -267,32 +273,3 @@ def _get(result: Mapping[str, Any], *keys: str) -> Any:
     for key in keys:
         found = (found or {}).get(key)
     return found
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _bracket(interval: Any) -> str:
-    return f" [{100 * interval[0]:.3g}-{100 * interval[1]:.3g}]" if interval else ""
-
-
-def _ms(milliseconds: float) -> str:
-    if milliseconds < 0.001:
-        return "under 0.001 ms"
-    return f"{milliseconds:.2g} ms" if milliseconds < 10 else f"{milliseconds:,.0f} ms"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 0.01:
-        return "under 0.01 s"
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def _large(number: float) -> str:
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}"
-    return f"{number:.0f} "
