@@ -20,6 +20,8 @@ NAMES = sorted(catalog.choices("backbone", WHERE))
 PROVIDES = {name: signatures.read(catalog.target(catalog.choices("backbone", WHERE)[name])).provides for name in NAMES}
 NO_HEAD = [name for name in NAMES if "head" not in PROVIDES[name]]  # identity, pixels; denoisers have their own file
 CLASSIFIERS = [name for name in NAMES if name not in NO_HEAD and name not in ("timm", "unet_finetune")]
+TARGETS = {name: catalog.target(catalog.choices("backbone", WHERE)[name]) for name in NAMES}
+SEGMENTERS = [name for name in NAMES if TARGETS[name].endswith((".DilatedResNet", ".SegUNet"))]
 HAS_TIMM = importlib.util.find_spec("timm") is not None
 CLASSES = 3
 SIDES = {"vit_b16": 32}  # four of its patches; the others take 16 pixels
@@ -169,7 +171,28 @@ def test_timm_or_how_to_get_it():
             set_up("timm", split)
 
 
+@pytest.mark.parametrize("name", SEGMENTERS)
+def test_a_segmenter_gives_every_pixel_a_class_and_learns_from_it(name):
+    split = images(name, n=4)
+    split.train.y = split.train.x[:, 0].long() % CLASSES  # a class for every pixel
+    split.train.y[:, 0] = 255  # which does not count
+    split.classes = ("a", "b", "c")
+    backbone = built(name, "backbone.width=4", "backbone.scales=[1,1]", "backbone.crop=null")
+    torch.manual_seed(0)
+    backbone.setup(split)
+    views = Views(x=split.train.x, y=split.train.y)
+    loss = backbone.train().loss(views, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None for p in backbone.parameters())
+    with torch.no_grad():
+        found = backbone.eval()(split.train.x)
+    assert found.maps.shape == (4, CLASSES, 16, 16) and found.features.isfinite().all()
+    layers = dict(backbone.named_modules())
+    assert backbone.stage_names and all(stage in layers for stage in backbone.stage_names)
+
+
 def test_nothing_is_left_out():
     others = {name for name in NAMES if "denoiser" in PROVIDES[name]} | {"identity", "pixels", "timm"}
-    assert {*CLASSIFIERS, *others} | {name for name in NAMES if name == "unet_finetune"} == set(NAMES)
+    assert {*CLASSIFIERS, *others, *SEGMENTERS, "unet_finetune"} == set(NAMES)
+    assert {"pspnet_r18", "deeplab_r50", "seg_unet", "pspnet_r18/paper"} <= set(SEGMENTERS)
     assert {"mlp", "resnet18", "vit_b16", "wide_resnet", "resnet18/collapse"} <= set(CLASSIFIERS)

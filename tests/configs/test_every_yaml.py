@@ -11,6 +11,9 @@ WHERE = catalog.roots()
 EVERY = [(group, choice) for group in catalog.groups(WHERE) for choice in catalog.choices(group, WHERE)]
 
 
+TRAIN = [(group, choice) for group, choice in EVERY if group != "distiller"]
+
+
 def words_for(group: str, choice: str, some_file: Path) -> list[str]:
     """An override for the choice, with what it leaves to the user filled in."""
     path = catalog.choices(group, WHERE)[choice]
@@ -24,7 +27,7 @@ def words_for(group: str, choice: str, some_file: Path) -> list[str]:
     return words
 
 
-@pytest.mark.parametrize(("group", "choice"), EVERY, ids=["=".join(one) for one in EVERY])
+@pytest.mark.parametrize(("group", "choice"), TRAIN, ids=["=".join(one) for one in TRAIN])
 def test_it_composes(group, choice, tmp_path):
     some_file = tmp_path / "rows.csv"
     some_file.touch()
@@ -37,6 +40,25 @@ def test_it_composes(group, choice, tmp_path):
     plain, problems = compose.finish("train", line, WHERE, None, plain_route.draft, hydra_route.resolve)
     assert plain == config
     assert not problems
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """The folder of a classifier's run, as far as a composition looks at it."""
+    folder = tmp_path_factory.mktemp("outputs") / "train" / "digits_ood-msp-0123456789"
+    folder.mkdir(parents=True)
+    words = ["dataset=digits_ood", "backbone=resnet10", "detector=msp"]
+    OmegaConf.save(compose.compose("train", words), folder / "config.yaml")
+    return folder
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in EVERY if group == "distiller"])
+def test_a_distiller_composes_on_a_teachers_run(choice, classifier):
+    words = [f"teacher={classifier}", f"distiller={choice}", "backbone=resnet10/narrow"]
+    config = compose.compose("distill", words)
+    assert config.choices.distiller == choice and config.teacher == str(classifier)
+    assert config.choices.backbone == "resnet10/narrow" and config.choices.dataset == "digits_ood"
+    assert config.choices.detector == ("score_student" if choice == "scores" else "msp")
 
 
 @pytest.mark.parametrize(("group", "choice"), EVERY, ids=["=".join(one) for one in EVERY])

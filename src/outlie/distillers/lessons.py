@@ -23,7 +23,7 @@ from outlie.detectors.base import Views
 from outlie.distillers import image_corruptions, row_corruptions
 from outlie.distillers.scores import Scores
 from outlie.errors import UserError
-from outlie.gather import rank_and_world
+from outlie.gather import gather_shares, rank_and_world, share
 from outlie.log import log
 from outlie.results import checkpoint, store
 from outlie.trainer import Options
@@ -169,14 +169,15 @@ class Teacher:
 
     @torch.no_grad()
     def says(self, x: Tensor, what: str) -> tuple[Tensor, Tensor | None]:
-        """(n,) scores, and reconstructions where the score is their mean squared error; with progress in the log."""
+        """(n,) scores, and reconstructions where the score is their mean squared error; a share of the rows a rank."""
         log.info("teach     %s scores %s", self.name, what)
         at_once = stages.rows_at_once(tuple(x.shape[1:]))
         scores, rebuilt = [], []
         rebuilds = self.rebuilds(x[:8])
         started = said = time.monotonic()
         done = 0
-        for some in x.split(at_once):
+        mine = x[share(len(x))]
+        for some in mine.split(at_once):
             views = self.front(self.raw(some).to(self.device))
             if rebuilds:
                 end = self.detector.denoise(views.x)
@@ -187,10 +188,11 @@ class Teacher:
                 score = self.detector.score(views)
             scores.append(score.double().cpu())
             done, now = done + len(some), time.monotonic()
-            if now - said > SAY_SECONDS and done < len(x):
-                said, left = now, (now - started) * (len(x) - done) / done
-                log.info("          %d of %d rows, about %.0f s left", done, len(x), left)
-        return torch.cat(scores), torch.cat(rebuilt) if rebuilds else None
+            if now - said > SAY_SECONDS and done < len(mine):
+                said, left = now, (now - started) * (len(mine) - done) / done
+                log.info("          %d of %d rows, about %.0f s left", done, len(mine), left)
+        score = gather_shares(torch.cat(scores), len(x))
+        return score, gather_shares(torch.cat(rebuilt), len(x)) if rebuilds else None
 
     def rebuilds(self, x: Tensor) -> bool:
         """Whether the score is the mean squared error of a reconstruction that the detector hands out."""

@@ -45,22 +45,21 @@ def distilled(
         torch.manual_seed(cfg["seed"])
         module = Distilling(backbone, teacher, distiller, split.train.x[torch.arange(2)])
     folder = store.backbone_folder(cfg)
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"helper_parameters": sum(p.numel() for p in distiller.parameters())}
     if distiller.calibrate:
         weighed = folder.with_name(f"{folder.name}-weight")
         if cfg["force"]:
             shutil.rmtree(weighed, ignore_errors=True)
-        told = calibrate(module, rows, cfg["seed"], options, weighed, bar)
+        told |= calibrate(module, rows, cfg["seed"], options, weighed, bar)
     spent = stages.trained(module, rows, cfg["seed"], options, folder, bar, on_epoch, cfg["force"])
     if module.sums:  # of this training, not of one that was found
         parts = module.means()
         log.info("distil    %s", ", ".join(f"{name} {value:.4g}" for name, value in parts.items()))
-        told |= {"parts": parts}
+        told |= {"parts": parts, "weight": distiller.weight}
         if (signal := getattr(distiller, "signal", None)) is not None:
             told["signal_to_noise"] = float(signal)
         store.write_json(folder / "distilled.json", told)
-    helpers = sum(p.numel() for p in distiller.parameters())
-    return spent | {"helper_parameters": helpers, "weight": distiller.weight}
+    return spent
 
 
 def teacher_backbone(run: Path, split: Split) -> Any:
