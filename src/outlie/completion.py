@@ -106,7 +106,8 @@ def override(command: str, before: list[str], current: str, where: tuple[str, ..
             return _values(key, value, "bool")
         if key in own and annotations.literals(checks.ROOT.get(key)):
             return _values(key, value, checks.ROOT[key])
-        return files(f"{key}=", value) if key == "output_dir" else []
+        is_path = key in ("output_dir", "output") or annotations.takes_path(checks.ROOT.get(key))
+        return files(f"{key}=", value) if is_path else []
     return _starting([f"{name}=" for name in (*groups, *own)] + [f"{name}." for name in groups], current)
 
 

@@ -1,11 +1,13 @@
 """Every command in README.md is run as it stands there, one after the other in one folder.
 
-In a ```bash block, `run ...` must succeed, `run ...  # fails: TEXT` must be refused with TEXT, and
+In a ```bash block, `run ...` and `python -c ...` must succeed, `run ...  # fails: TEXT` must be refused with TEXT, and
 `run ...  # not run: REASON` is left out, as is what is not `run`: make, pip, git, eval, source.
 """
 
 import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ OTHERS = ("make", "pip", "git", "eval", "source", "#")
 class Line(NamedTuple):
     """One command of a block."""
 
-    words: list[str]  # without `run`
+    words: list[str]  # without `run`; of another program with its name
     fails: str | None  # the message it must be refused with
 
 
@@ -30,6 +32,9 @@ def commands(markdown: str) -> list[Line]:
         for text in block.split("```")[0].splitlines():
             command, _, comment = (part.strip() for part in text.partition(" #"))
             if not text.strip() or text.startswith(OTHERS) or comment.startswith("not run:"):
+                continue
+            if command.startswith("python -c "):
+                found.append(Line(shlex.split(command), None))
                 continue
             if not command.startswith("run "):
                 raise ValueError(f"a README command that is neither tested nor excused: {text}")
@@ -58,6 +63,9 @@ def test_command(line, folder, monkeypatch, capsys):
         pytest.skip("needs OUTLIE_DATA")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("WANDB_MODE", "offline")
+    if line.words[0] == "python":
+        subprocess.run([sys.executable, *line.words[1:]], check=True)
+        return
     code = main(line.words)
     out, err = capsys.readouterr()
     assert "Traceback" not in err

@@ -119,11 +119,14 @@ class Segmenter(nn.Module):
             raise UserError(
                 "finetune = true, but there are no weights; set backbone.weights, or backbone.finetune=false"
             )
-        shape, classes = tuple(split.train.x.shape[1:]), pixel_classes(split)
+        given = None if self.weights is None else load_weights(self.weights)
+        head = (given or {}).get("decoder.classify.weight")
+        # nothing is learned from images without label maps: the classes are those of the weights
+        classes = pixel_classes(split) if self.trained or split.train.y is not None or head is None else len(head)
         self.mean, self.scale = standardisation(split, self.normalise)
-        self.build(shape, classes)
-        if self.weights is not None:
-            self.start_from(load_weights(self.weights))
+        self.build(tuple(split.train.x.shape[1:]), classes)
+        if given is not None:
+            self.start_from(given)
         if self.class_weights == "median_frequency":
             assert split.train.y is not None
             self.class_weight = median_frequency(split.train.y, classes)
@@ -240,7 +243,7 @@ def pixel_classes(split: Split) -> int:
     if split.train.y is None or split.train.y.ndim != 3:
         raise UserError(
             "this dataset has no label maps: a segmenter needs a class for each pixel; set dataset=camvid or "
-            "dataset_folder, or another backbone"
+            "dense_folder, give a trained one's backbone.weights, or take another backbone"
         )
     return len(split.classes)
 

@@ -40,7 +40,7 @@ def measure(
     """
     device = torch.device(device) if device is not None else _device_of(backbone, detector)
     rows = rows.to(device)
-    backbone_ms, detector_ms = _one_by_one(backbone, detector, rows, seconds)
+    backbone_ms, detector_ms = one_by_one(backbone, detector, rows, seconds)
     total = backbone_ms + detector_ms
     batch, per_second = _throughput(backbone, detector, rows, seconds, batch_size)
     return {
@@ -57,17 +57,17 @@ def measure(
     }
 
 
-def _one_by_one(backbone: Callable, detector: Scorer, rows: Tensor, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+def one_by_one(backbone: Callable, detector: Scorer, rows: Tensor, seconds: float) -> tuple[np.ndarray, np.ndarray]:
     """(calls,) milliseconds of backbone and of detector at batch 1."""
     readings: list[tuple[float, float]] = []
     start, call = time.perf_counter(), 0
     while True:
         i = call % len(rows)
-        before = _now(rows.device)
+        before = now(rows.device)
         views = backbone(rows[i : i + 1])
-        between = _now(rows.device)
+        between = now(rows.device)
         detector.score(views)
-        after = _now(rows.device)
+        after = now(rows.device)
         call += 1
         if call > WARM_UP or after - start > seconds:  # a very slow detector is not asked to warm up in full
             readings.append((between - before, after - between))
@@ -83,9 +83,9 @@ def _throughput(
     """The batch used and its rows per second, from the median call."""
 
     def call(size: int) -> float:
-        before = _now(rows.device)
+        before = now(rows.device)
         detector.score(backbone(rows[:size]))
-        return _now(rows.device) - before
+        return now(rows.device) - before
 
     largest = min(batch_size, len(rows))
     batch = min(16, largest)
@@ -99,7 +99,8 @@ def _throughput(
     return batch, batch / float(np.median(taken))
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of the clock, once the device has done what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

@@ -21,6 +21,7 @@ def save_model(
     spec: Spec,
     columns: tuple[str, ...],
     input_shape: tuple[int, ...] = (),
+    schema: dict[str, Any] | None = None,
 ) -> None:
     """model.ckpt: tensors and plain values only, so that it loads with weights_only=True."""
     content = {
@@ -32,6 +33,7 @@ def save_model(
         "classes": spec.classes,
         "columns": list(columns),
         "blocks": [list(block) for block in spec.blocks],
+        "schema": schema,  # how a new table's columns are encoded; None = numbers, as they are
     }
     with store.whole(path) as temporary:
         torch.save(content, temporary)
