@@ -33,7 +33,7 @@ def report(
     """Numbers of both, and how the distiller ended; the teacher's latency is measured again, here and now."""
     run = Path(cfg["teacher"])
     stored = store.read_result(run) or {}
-    teacher, student = numbers(stored), numbers(result)
+    teacher, student = numbers(stored | {"latency": None}), numbers(result)  # another day's latency is no comparison
     if metrics.latency:
         teacher |= timed(run, ground, metrics.latency_seconds)
     told = store.backbone_folder(cfg) / "distilled.json"
