@@ -89,9 +89,9 @@ def override(command: str, before: list[str], current: str, where: tuple[str, ..
     key, equals, value = current.partition("=")
     if equals and key in groups:
         return _starting([f"{key}={choice}" for choice in catalog.choices(key, where)], current)
-    if equals and key == "run":
-        named = [f"run={name}" for name in runs.names()]
-        return _starting(named, current) + files("run=", value)
+    if equals and key in ("run", "teacher"):
+        named = [f"{key}={name}" for name in runs.names()]
+        return _starting(named, current) + files(f"{key}=", value)
     group, dot, _ = key.partition(".")
     if dot and group in groups:
         signature = _signature(command, group, before, where)
