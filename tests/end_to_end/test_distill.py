@@ -159,6 +159,12 @@ def test_a_teacher_that_is_not_finished_or_has_lost_its_weights(refused, outputs
     assert "is not a finished run" in refused("distill", f"teacher={digits.name}", *STUDENT)
 
 
+def test_rows_that_the_teacher_may_have_learnt_are_told(distill, outputs):
+    assert distill("breast", *SCORES, "seed=1").code == 0  # another split: what was trained on is tested on
+    (finding,) = [one for one in result_of(student_of(outputs))["findings"] if "teacher" in one]
+    assert "normal rows of test were no test rows of teacher breast_cancer-diffusion" in finding
+
+
 def test_another_seed_keeps_the_teachers_weights_out_of_the_student(distill, outputs):
     assert distill("digits", *DIGITS[1:], "distiller=hinton", "seed=1").code == 0  # its own size, another start
     (digits,) = outputs.glob("train/digits*")

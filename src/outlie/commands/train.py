@@ -228,6 +228,8 @@ def compute(
         result["density"] = density.numbers
         result["lints"], result["findings"] = [*result["lints"], *doubts], [*result["findings"], *doubts]
     if "teacher" in cfg:
+        doubts = distilled.unseen(Path(cfg["teacher"]), scores)
+        result["lints"], result["findings"] = [*result["lints"], *doubts], [*result["findings"], *doubts]
         result["distillation"] = distilled.report(cfg, result, ground, detector, scores, metrics)
     store.write_scores(folder / "scores.parquet", scores, about)
     if maps:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from scipy.stats import kendalltau, spearmanr
@@ -46,6 +47,22 @@ def report(
     }
     if lessons.of_scores(cfg):
         found |= followed(cfg, ground, detector, scores, metrics)
+    return found
+
+
+def unseen(run: Path, scores: evaluated.Scores) -> list[str]:
+    """A finding for each test set with normal rows that were no test rows of the teacher's: it may have learnt them."""
+    theirs, found = store.read_scores(run), []
+    for name, (index, label, _) in scores.items():
+        if name == "calibration" or label is None:
+            continue
+        known = theirs[name][0] if name in theirs else []
+        new = int((~np.isin(index, known) & (label == 0)).sum())
+        if new:
+            found.append(
+                f"{new} normal rows of {name} were no test rows of teacher {run.name}: it may have learnt from them; "
+                "keep its dataset and seed"
+            )
     return found
 
 
