@@ -31,6 +31,8 @@ def main() -> None:
         found[key]["accuracy"] = round(classifier["accuracy"], 4)
         for one in folder.glob("*/result.json"):
             result = json.loads(one.read_text())
+            if result["status"] != "done":
+                continue
             found[key][result["detector"]] = round(result["metrics"]["held_out"]["auroc"], 4)
     rows = [{"arm": arm, "seed": seed, **found[arm, seed]} for arm, seed in sorted(found)]
     with (HERE / "classifier_distillation.csv").open("w", newline="") as file:
