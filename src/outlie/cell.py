@@ -136,7 +136,7 @@ def fitted(
         raw = detector.raw  # standardised as floats, the images of a training set may not fit into memory
         train = Views(x=own.x, y=own.y) if raw else ground.views("train", with_input="x" in detector.needs)
         if "teacher" in cfg and lessons.of_scores(cfg):
-            train = lessons.learnt(cfg, own, ground.backbone, ground.options, ground.device)
+            train = lessons.learnt(cfg, own, ground.backbone, ground.device)
         spent = stages.trained(detector, train, cfg["seed"], ground.options, stage, title, on_epoch, cfg["force"])
         log.info(
             "train     %d epochs, %.1f s (CPU %.1f s), loss %.4g",

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from outlie.backbones.dense_heads import at_size
 from outlie.errors import UserError
 
 # parts whose weight is an option of their own: `weight` does not count for them, nor is it measured on them
@@ -72,9 +72,7 @@ def align(student: Tensor, teacher: Tensor) -> nn.Module:
 
 def at_size_of(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """The student's map, resized bilinearly where the teacher's has another height or width; (B, C, H, W)."""
-    if student_BCHW.ndim != 4 or student_BCHW.shape[2:] == teacher_BCHW.shape[2:]:
-        return student_BCHW
-    return F.interpolate(student_BCHW, teacher_BCHW.shape[2:], mode="bilinear", align_corners=False)
+    return student_BCHW if student_BCHW.ndim != 4 else at_size(student_BCHW, teacher_BCHW.shape[2:])
 
 
 def require_maps(seen: Seen, name: str) -> None:

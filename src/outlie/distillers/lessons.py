@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -26,7 +25,6 @@ from outlie.errors import UserError
 from outlie.gather import gather_shares, rank_and_world, share
 from outlie.log import log
 from outlie.results import checkpoint, store
-from outlie.trainer import Options
 
 SAY_SECONDS = 15.0
 
@@ -49,13 +47,13 @@ def of_scores(cfg: dict[str, Any]) -> bool:
     return cfg["distiller"]["_target_"] == f"{Scores.__module__}.{Scores.__name__}"
 
 
-def learnt(cfg: dict[str, Any], rows: Rows, backbone: Any, options: Options, device: torch.device) -> Views:
+def learnt(cfg: dict[str, Any], rows: Rows, backbone: Any, device: torch.device) -> Views:
     """Views for `ScoreStudent.loss`: x, y = the teacher's scores, maps = its reconstructions where it makes any.
 
     Raises:
         UserError: a student on a trained network, a teacher of other rows, an auxiliary set that is tested on.
     """
-    lessons = found(cfg, rows, backbone, options, device)
+    lessons = found(cfg, rows, backbone, device)
     return Views(x=lessons.x, y=lessons.score, maps=lessons.rebuilt)
 
 
@@ -66,7 +64,7 @@ def folder_of(cfg: dict[str, Any]) -> Path:
     return Path(cfg["output_dir"]) / "stages" / f"lessons-{store.digest(depends)}"
 
 
-def found(cfg: dict[str, Any], rows: Rows, backbone: Any, options: Options, device: torch.device) -> Lessons:
+def found(cfg: dict[str, Any], rows: Rows, backbone: Any, device: torch.device) -> Lessons:
     """The lessons, from their file, or scored now."""
     if "network" in backbone.provides:
         raise UserError(
@@ -114,7 +112,7 @@ def make(cfg: dict[str, Any], rows: Rows, backbone: Any, device: torch.device) -
     if foreign is not None and scores.auxiliary:
         parts.append(foreign[torch.randperm(len(foreign), generator=generator)[: scores.corrupted]])
     x, away = torch.cat(parts), spoil(list(held_out), scores.held_out_rows)
-    teacher = Teacher(Path(cfg["teacher"]), backbone, rows, device)
+    teacher = Teacher(Path(cfg["teacher"]), backbone, rows, device, list(cfg["allow"]))
     score, rebuilt = teacher.says(x, f"{len(own)} training rows, {len(x) - len(own)} others")
     away_score, _ = teacher.says(away, f"{len(away)} of corruptions held out: {', '.join(held_out)}")
     few = x[torch.randperm(len(x), generator=generator)[: scores.repeat_rows]]
@@ -145,13 +143,12 @@ class Teacher:
         run: its folder.
         backbone: the student's, which standardises; a table's rows are brought back to raw ones for the teacher's.
         rows: training rows, from which the teacher's input is checked.
+        allow: modules outside outlie that the command line allows.
     """
 
-    def __init__(self, run: Path, backbone: Any, rows: Rows, device: torch.device) -> None:
-        cfg: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-        network, self.detector = (build(cfg[name], list(cfg["allow"])) for name in ("backbone", "detector"))
-        checkpoint.load_model(run / "model.ckpt", network, self.detector)
-        shape = tuple(checkpoint.load_state(run / "model.ckpt")["input_shape"])
+    def __init__(self, run: Path, backbone: Any, rows: Rows, device: torch.device, allow: list[str]) -> None:
+        network, self.detector, saved = checkpoint.open_model(run, allow)
+        shape = tuple(saved["input_shape"])
         if shape != tuple(rows.x.shape[1:]):
             raise UserError(
                 f"teacher {run.name} takes rows of shape {shape}, these data have {tuple(rows.x.shape[1:])}: keep "
@@ -180,9 +177,7 @@ class Teacher:
         for some in mine.split(at_once):
             views = self.front(self.raw(some).to(self.device))
             if rebuilds:
-                end = self.detector.denoise(views.x)
-                error = (views.x.to(end) - end).flatten(1) / getattr(self.detector, "divide", 1.0)
-                score = error.square().mean(1)
+                end, score = self.rebuild(views.x)
                 rebuilt.append(end.float().cpu())
             else:
                 score = self.detector.score(views)
@@ -199,9 +194,13 @@ class Teacher:
         if not hasattr(self.detector, "denoise"):
             return False
         views = self.front(self.raw(x).to(self.device))
-        end = self.detector.denoise(views.x)
-        error = (views.x.to(end) - end).flatten(1) / getattr(self.detector, "divide", 1.0)
-        return torch.allclose(error.square().mean(1).double(), self.detector.score(views).double(), rtol=1e-3)
+        _, error = self.rebuild(views.x)
+        return torch.allclose(error.double(), self.detector.score(views).double(), rtol=1e-3)
+
+    def rebuild(self, x: Any) -> tuple[Tensor, Tensor]:
+        """The detector's reconstruction of what it sees, and its mean squared error in the detector's units; (B,)."""
+        end = self.detector.denoise(x)
+        return end, ((x.to(end) - end).flatten(1) / getattr(self.detector, "divide", 1.0)).square().mean(1)
 
     @torch.no_grad()
     def agrees(self, x: Tensor, repeats: int) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def distilled(
     distiller: Distiller = build(cfg["distiller"], list(cfg["allow"]))
     if hasattr(backbone, "trained") and not backbone.trained:
         raise UserError("the student has weights given, so there is nothing to distil: set backbone.weights=null")
-    teacher = teacher_backbone(Path(cfg["teacher"]), split)
+    teacher = teacher_backbone(Path(cfg["teacher"]), split, list(cfg["allow"]))
     for whose, network in (("student", backbone), ("teacher", teacher)):
         if not hasattr(network, "objective"):
             raise UserError(
@@ -62,12 +62,12 @@ def distilled(
     return spent
 
 
-def teacher_backbone(run: Path, split: Split) -> Any:
+def teacher_backbone(run: Path, split: Split, allow: list[str]) -> Any:
     """The backbone of a finished run, with its weights; UserError where it takes other rows than these."""
     if (result := store.read_result(run)) is None or result["status"] != "done":
         raise UserError(f"teacher {run} is not a finished run; run train --config {run / 'config.yaml'} finishes it")
     cfg: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    teacher = build(cfg["backbone"], list(cfg["allow"]))
+    teacher = build(cfg["backbone"], allow)  # of this command line: a stored config allows nothing
     saved = checkpoint.load_backbone(run / "model.ckpt", teacher)
     if tuple(saved["input_shape"]) != tuple(split.train.x.shape[1:]):
         raise UserError(

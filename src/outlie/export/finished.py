@@ -53,9 +53,8 @@ def opened(folder: Path, allow: Iterable[str] = ()) -> Finished:
     """Load a run; UserError where it is not finished, or its model is gone or broken."""
     result, config = finished(folder)
     config["allow"] = allow = list(allow)  # of this command line: a stored config allows nothing
-    backbone, detector = build(config["backbone"], allow), build(config["detector"], allow)
-    columns = checkpoint.load_model(folder / "model.ckpt", backbone, detector)
-    return Finished(folder, result, config, backbone.eval(), detector.eval(), columns)
+    backbone, detector, saved = checkpoint.open_model(folder, allow)
+    return Finished(folder, result, config, backbone, detector, tuple(saved["columns"]))
 
 
 def some_rows(split: Split, most: int | None) -> Tensor:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
+from outlie.build import build
 from outlie.detectors.base import Detector, Spec, set_up
 from outlie.errors import UserError
 from outlie.results import store
@@ -41,13 +43,29 @@ def save_model(
 
 def load_model(path: Path, backbone: nn.Module, detector: Detector) -> tuple[str, ...]:
     """Fill backbone and detector with a finished run's state; returns the names of its columns."""
+    return tuple(fill(path, backbone, detector)["columns"])
+
+
+def open_model(run: Path, allow: list[str]) -> tuple[Any, Any, dict[str, Any]]:
+    """Backbone and detector of a finished run, with their weights, and the whole checkpoint.
+
+    Args:
+        allow: modules that this command line allows; what the stored config allowed then does not count.
+    """
+    cfg: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    backbone, detector = (build(cfg[name], allow) for name in ("backbone", "detector"))
+    return backbone, detector, fill(run / "model.ckpt", backbone, detector)
+
+
+def fill(path: Path, backbone: Any, detector: Detector) -> dict[str, Any]:
+    """Fill backbone and detector with a finished run's state; returns the whole checkpoint."""
     saved = load_backbone(path, backbone)
     shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
     blocks = tuple((kind, width) for kind, width in saved.get("blocks", []))  # older checkpoints know none
     set_up(detector, Spec(shapes, saved["seed"], saved["classes"], getattr(backbone, "head", None), backbone, blocks))
     detector.load_state_dict(saved["detector"])
     detector.eval()
-    return tuple(saved["columns"])
+    return saved
 
 
 def load_backbone(path: Path, backbone: Any) -> dict[str, Any]:

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from scipy.stats import kendalltau, spearmanr
 
 from outlie import stages
-from outlie.build import build
 from outlie.cell import Ground
 from outlie.detectors.base import Views
 from outlie.distillers import lessons
@@ -36,7 +34,7 @@ def report(
     stored = store.read_result(run) or {}
     teacher, student = numbers(stored | {"latency": None}), numbers(result)  # another day's latency is no comparison
     if metrics.latency:
-        teacher |= timed(run, ground, metrics.latency_seconds)
+        teacher |= timed(run, ground, metrics.latency_seconds, list(cfg["allow"]))
     told = store.backbone_folder(cfg) / "distilled.json"
     found: dict[str, Any] = {
         "teacher_run": run.name,
@@ -70,7 +68,7 @@ def followed(
     cfg: dict[str, Any], ground: Ground, detector: Any, scores: evaluated.Scores, metrics: Metrics
 ) -> dict[str, Any]:
     """How closely a student of scores follows: by rank on normal rows, on anomalies, on corruptions it never saw."""
-    learnt = lessons.found(cfg | {"force": False}, ground.split.train, ground.backbone, ground.options, ground.device)
+    learnt = lessons.found(cfg | {"force": False}, ground.split.train, ground.backbone, ground.device)
     with torch.no_grad():
         seen = [detector.score(Views(x=x.to(ground.device))).cpu() for x in learnt.held_out_x.split(256)]
     away = spearman_and_kendall(torch.cat(seen).double().numpy(), learnt.held_out_score.numpy())
@@ -98,11 +96,9 @@ def spearman_and_kendall(ours: Any, theirs: Any) -> tuple[float | None, float | 
     return tuple(value if value == value else None for value in found)  # type: ignore[return-value]
 
 
-def timed(run: Path, ground: Ground, seconds: float) -> dict[str, float]:
+def timed(run: Path, ground: Ground, seconds: float, allow: list[str]) -> dict[str, float]:
     """Latency and throughput of the teacher's backbone and detector on the first test rows."""
-    cfg: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    backbone, detector = (build(cfg[name], list(cfg["allow"])) for name in ("backbone", "detector"))
-    checkpoint.load_model(run / "model.ckpt", backbone, detector)
+    backbone, detector, _ = checkpoint.open_model(run, allow)
     backbone, detector = backbone.to(ground.device), detector.to(ground.device)
     test = next(iter(ground.split.tests.values()))
     rows = test.x[torch.arange(min(256, len(test)))]

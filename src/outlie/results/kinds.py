@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from outlie.results.store import ABOUT
+from outlie.results.words import bracket, percent
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
@@ -41,5 +42,4 @@ def in_words(result: Mapping[str, Any], name: str) -> list[str | None]:
 
 
 def _percent(share: float, interval: list[float] | None = None) -> str:
-    ends = f" [{100 * interval[0]:.3g}-{100 * interval[1]:.3g}]" if interval else ""
-    return f"{100 * share:.3g} %{ends}"
+    return percent(share) + bracket(interval)
