@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 from outlie.errors import UserError, unknown
 
 # in the order of the flow; a folder that is not named here comes after these
-ORDER = ("dataset", "backbone", "detector", "distiller", "metrics", "trainer", "logger", "experiment")
+ORDER = (
+    "dataset", "backbone", "detector", "distiller", "metrics", "trainer", "logger", "experiment",
+    "table", "launcher", "search",
+)  # fmt: skip
+APART = ("table", "launcher", "search")  # of many runs at once: no section of a run's config
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -39,6 +43,11 @@ def groups(where: tuple[str, ...]) -> list[str]:
     found = {name for root in where for name in os.listdir(root) if os.path.isdir(os.path.join(root, name))}
     found = {name for name in found if name.isidentifier() and not name.startswith("_")}
     return [name for name in ORDER if name in found] + sorted(found - set(ORDER))
+
+
+def sections(where: tuple[str, ...]) -> list[str]:
+    """The groups that a run's config has a section of."""
+    return [name for name in groups(where) if name not in APART]
 
 
 @lru_cache

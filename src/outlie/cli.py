@@ -9,6 +9,7 @@ from outlie.errors import UserError, unknown
 
 COMMANDS = {
     "train": "assemble, train or fit, evaluate, store",
+    "sweep": "every cell of a sweep, as run train -m: detector=a,b seed=range(5)",
     "distill": "train a small student from a finished run",
     "eval": "score a finished run again: other test sets, metrics, many detectors",
     "probe": "linear probes on a denoiser's run: which block, at which noise",
@@ -23,7 +24,17 @@ COMMANDS = {
     "completion": "shell completion for bash and zsh",
 }
 RUNNERS = ("train", "distill", "eval", "probe", "sample", "score", "export", "bench")  # have a config of their own
-OPTIONS = {"--help": 0, "-h": 0, "--version": 0, "--json": 0, "--config-dir": 1, "--config": 1}
+SWEPT = ("train", "distill")  # take -m
+OPTIONS = {
+    "--help": 0,
+    "-h": 0,
+    "--version": 0,
+    "--json": 0,
+    "--config-dir": 1,
+    "--config": 1,
+    "-m": 0,
+    "--multirun": 0,
+}
 
 
 class Words(NamedTuple):
@@ -49,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         resumes = (
             "; the same command goes on where this one stopped"
-            if argv[:1] in (["train"], ["distill"], ["figure"])
+            if argv[:1] in (["train"], ["sweep"], ["distill"], ["figure"], ["table"])
             else ""
         )
         print(f"interrupted{resumes}", file=sys.stderr)
@@ -90,7 +101,7 @@ def dispatch(argv: list[str]) -> int:
 
 def _commands() -> dict[str, Callable[[Words, tuple[str, ...]], int]]:
     return dict.fromkeys(RUNNERS, _run) | {
-        "figure": _figure, "list": _list, "show": _show, "completion": _completion
+        "sweep": _sweep, "figure": _figure, "list": _list, "show": _show, "completion": _completion
     }  # fmt: skip
 
 
@@ -107,7 +118,7 @@ def parse(argv: list[str]) -> Words:
         elif name not in OPTIONS:
             raise UserError(unknown("option", name, OPTIONS))
         elif OPTIONS[name] == 0:
-            options["--help" if name == "-h" else name] = []
+            options[{"-h": "--help", "-m": "--multirun"}.get(name, name)] = []
         elif equals or left:
             options.setdefault(name, []).append(value if equals else left.pop(0))
         else:
@@ -126,9 +137,23 @@ def _run(words: Words, config_dirs: tuple[str, ...]) -> int:
     given = words.options.get("--config")
     if given and not os.path.isfile(given[-1]):
         raise UserError(f"--config '{given[-1]}' is not a file")
+    if "--multirun" in words.options:
+        return _sweep(words, config_dirs)
     config = compose(words.command, words.rest, config_dirs, Path(given[-1]) if given else None)
     module = "evaluate" if words.command == "eval" else words.command
     return importlib.import_module(f"outlie.commands.{module}").main(config)
+
+
+def _sweep(words: Words, config_dirs: tuple[str, ...]) -> int:
+    from pathlib import Path
+
+    from outlie.commands import sweep
+
+    command = "train" if words.command == "sweep" else words.command
+    if command not in SWEPT:
+        raise UserError(f"run {command} takes no -m: sweeps are of {' and '.join(f'run {name}' for name in SWEPT)}")
+    given = words.options.get("--config")
+    return sweep.main(words.rest, config_dirs, command, Path(given[-1]) if given else None)
 
 
 def _figure(words: Words, config_dirs: tuple[str, ...]) -> int:

@@ -5,6 +5,7 @@ import os
 
 from outlie import annotations, catalog, checks, runs, signatures
 from outlie.errors import UserError, unknown
+from outlie.sweeps import dataset_groups
 
 # The words come from the line itself: readline splits at = and :, we do not.
 BASH = """_outlie_complete() {
@@ -85,10 +86,14 @@ def candidates(words: list[str]) -> list[str]:
 
 def override(command: str, before: list[str], current: str, where: tuple[str, ...]) -> list[str]:
     """Candidates for KEY=VALUE: groups and keys, a group's choices, a choice's keys, values of a key, files."""
-    groups = catalog.groups(where)
+    swept = command == "sweep" or "-m" in before or "--multirun" in before
+    groups = catalog.groups(where) if swept else catalog.sections(where)
+    command = "train" if command == "sweep" else command
     key, equals, value = current.partition("=")
     if equals and key in groups:
-        return _starting([f"{key}={choice}" for choice in catalog.choices(key, where)], current)
+        many = list(dataset_groups.groups()) if swept and key == "dataset" else []
+        head, comma, _ = value.rpartition(",")  # of several, the last is completed
+        return _starting([f"{key}={head}{comma}{choice}" for choice in (*catalog.choices(key, where), *many)], current)
     if equals and key in ("run", "teacher"):
         named = [f"{key}={name}" for name in runs.names()]
         return _starting(named, current) + files(f"{key}=", value)

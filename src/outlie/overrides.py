@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from outlie import catalog
 from outlie.errors import UserError, unknown
+from outlie.sweeps import dataset_groups
 
 WORD = re.compile(r"(~|\+\+|\+)?([^=\s~+][^=]*?)(?:=(.*))?", re.S)
 PLAIN = re.compile(r"[A-Za-z0-9_/.\-][A-Za-z0-9_/.\-@]*")
@@ -53,7 +54,10 @@ def read_rich(text: str) -> Override:
     try:
         found = OverridesParser.create().parse_override(text)
         if found.is_sweep_override():
-            raise UserError(f"'{text}' is several values; write [a,b] for a list, or quote a text that has a comma")
+            raise UserError(
+                f"'{text}' is several values: run train -m computes them all; write [a,b] for a list, or quote a text "
+                "that has a comma"
+            )
         value = _unquoted(found.value())
     except HydraException as error:
         reason = str(error).splitlines()[0] if str(error) else "not in Hydra's grammar"
@@ -94,7 +98,7 @@ def _value(text: str) -> Any:
 def sort(words: list[str], where: tuple[str, ...], read: Callable[[str], Override]) -> Line:
     """Group choices apart from values; TooRichError where `read` cannot parse a word."""
     line = Line({}, [], set(), [])
-    known = catalog.groups(where)
+    known = catalog.sections(where)
     for word in words:
         try:
             one = read(word)
@@ -111,6 +115,9 @@ def sort(words: list[str], where: tuple[str, ...], read: Callable[[str], Overrid
             line.problems.append(f"{one.key} cannot be left out; run list {one.key}")
         elif one.value in choices:
             line.groups[one.key] = one.value
+        elif one.key == "dataset" and one.value in dataset_groups.groups():
+            line.spoilt.add(one.key)
+            line.problems.append(f"dataset={one.value} is {dataset_groups.description(str(one.value))}: run train -m")
         else:
             line.spoilt.add(one.key)
             line.problems.append(f"{unknown(one.key, str(one.value), choices)}. run list {one.key}")

@@ -9,6 +9,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"  # a choice and its presets stay on one line
 OPTIONS = """options:
   --config-dir DIR   your own configs, searched before ours; may be repeated
   --config FILE      a stored run's config.yaml: its values are the base, overrides go on top
+  -m, --multirun     train, distill: every combination of values, detector=a,b seed=range(5); see run sweep --help
   --help, --version"""
 
 EXPLAINED = {
@@ -25,6 +26,22 @@ examples:
   run train dataset=fashion_ood backbone=resnet18 detector=neco
   run train detector=knn dry_run=true                print the config and the plan, and stop
   run train --config outputs/train/RUN/config.yaml trainer=gpu""",
+    "sweep": """Usage: run sweep KEY=VALUE,VALUE... [options]      the same as: run train -m ...
+
+Computes a run for every combination of values, several at once, each in a folder of its own. What is done is found,
+what failed is tried again; a failure is shown at once and stops nothing. A killed sweep goes on with the same command.
+
+values:
+  detector=knn,vae           seed=range(5)             dataset=glob(adbench/w*)      Hydra's sweep grammar
+  dataset=adbench/small      several datasets at once; also adbench/classical, /large, /cv, /nlp, /all
+  launcher=local|slurm|ray   where to compute; launcher.jobs=4 processes (run show launcher/local)
+  search=tpe                 choose values instead of trying all, on rows held out for it (run list search)
+
+examples:
+  run train -m detector=diffusion,dte_c dataset=adbench/small 'seed=range(5)'
+  run sweep detector=dte_c 'detector.bins=3,7,15' 'seed=range(3)' metrics=fast
+  run sweep detector=knn,lof dataset=adbench/classical dry_run=true      the cells, and which are done
+  run distill -m teacher=RUN distiller=glob(ablation/*)""",
     "distill": """Usage: run distill teacher=RUN [backbone=STUDENT] [distiller=METHOD] [KEY=VALUE] [options]
 
 Trains a small student from a finished run, evaluates both, and shows what the student gives up and what it saves. The
@@ -168,7 +185,9 @@ def command(name: str, config_dirs: tuple[str, ...] = ()) -> str:
         return EXPLAINED[name]
     where = catalog.roots(config_dirs)
     lines = [EXPLAINED[name], "", "groups (run list GROUP, run show CHOICE):"]
-    for group in catalog.groups(where) if name not in ("probe", "sample", "score", "export", "bench") else ["trainer"]:
+    for group in (
+        catalog.sections(where) if name not in ("probe", "sample", "score", "export", "bench") else ["trainer"]
+    ):
         known = _folded(list(catalog.choices(group, where)))
         only = {"experiment": "train", "distiller": "distill"}
         if known and only.get(group, name) == name:

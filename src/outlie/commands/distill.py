@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,11 +16,16 @@ from outlie.results import store
 
 def main(cfg: DictConfig) -> int:
     """Check the teacher, then train, evaluate and store the student; exit code."""
-    teacher = Path(cfg.teacher)
+    check(train.plain(cfg))
+    return train.main(cfg)
+
+
+def check(now: dict[str, Any]) -> None:
+    """UserError unless the teacher is finished, whole and another network, and the student fits the distiller."""
+    teacher = Path(now["teacher"])
     finished(teacher)
     if not (teacher / "model.ckpt").is_file():
         raise UserError(f"teacher {teacher} has no model.ckpt; run train with force=true makes it again")
-    now = train.plain(cfg)
     then = train.plain(OmegaConf.load(teacher / "config.yaml"))  # type: ignore[arg-type]
     sections = [
         {name: store.identity(one).get(name) for name in ("dataset", "backbone", "detector", "seed")}
@@ -33,4 +39,3 @@ def main(cfg: DictConfig) -> int:
     student = now["detector"]["_target_"].endswith(".ScoreStudent")
     if lessons.of_scores(now) != student:
         raise UserError("distiller=scores teaches detector=score_student, and nothing else does: leave detector= away")
-    return train.main(cfg)

@@ -5,6 +5,7 @@ import sys
 
 from outlie import catalog, signatures
 from outlie.errors import UserError
+from outlie.sweeps import dataset_groups
 
 
 def main(words: list[str], config_dirs: tuple[str, ...] = (), as_json: bool = False) -> int:
@@ -33,6 +34,9 @@ def entries(group: str, where: tuple[str, ...]) -> list[dict[str, str]]:
         signature = signatures.read(target) if target else None
         description = catalog.description(path) or (signature.doc if signature else "")
         rows.append({"name": name, "description": description, "paper": signature.paper if signature else ""})
+    if group == "dataset":
+        several = dataset_groups.groups()
+        rows += [{"name": name, "description": dataset_groups.description(name), "paper": ""} for name in several]
     return rows
 
 

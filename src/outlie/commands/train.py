@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from outlie import cell, distributed, log, stages
 from outlie.build import build
+from outlie.data.split import Split
 from outlie.detectors.vae import VAE
 from outlie.gather import rank_and_world
 from outlie.loggers import Trackers, open_loggers
@@ -33,6 +35,8 @@ from outlie.results import (
     store,
 )
 from outlie.trainer import Options
+
+Load = Callable[[dict[str, Any], str, int, list[str]], Split]  # of cell.load
 
 
 def main(cfg: DictConfig) -> int:
@@ -102,23 +106,32 @@ def how_long(recipe: Any, max_epochs: int | None) -> str:
     return words + (f", at most {max_epochs} epochs" if max_epochs else "")
 
 
-def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[str, Any]:
-    """One dataset, backbone, detector and seed: its result, from the store or computed now, and shown."""
+def run_cell(
+    cfg: dict[str, Any], options: Options, allow: list[str], load: Load = cell.load, alone: bool = True
+) -> dict[str, Any]:
+    """One dataset, backbone, detector and seed: its result, from the store or computed now, and shown.
+
+    Args:
+        load: how to get the data; a sweep hands in what keeps them for the next cell.
+        alone: false = one of many: nothing is printed, and the picture waits until somebody asks for this run.
+    """
     from outlie.results.summary import render
 
     folder, metrics = store.run_folder(cfg), build(cfg["metrics"], allow)
     first = rank_and_world()[0] == 0
-    result = store.read_result(folder)
-    if result and result["status"] == "done" and not cfg["force"]:
+    result = None if cfg["force"] else store.read_result(folder)
+    if result and result["status"] == "done":
         if result["evaluated_with"] != evaluated.key(metrics):  # other metrics: the scores are there
             result |= evaluated.evaluate_scores(
                 store.read_scores(folder), metrics, cfg["seed"], result["lints"], result.get("protocols"),
                 kinds.read(folder),
             )  # fmt: skip
             if first:
-                draw(folder, result)
+                (folder / "summary.png").unlink(missing_ok=True)  # of the metrics before
                 store.write_json(folder / "result.json", result)
-        if first:
+        if first and alone:
+            if not (folder / "summary.png").exists():
+                draw(folder, result)
             print(
                 f"done already, on {result['finished']} with {result['code_version']} (force=true starts again)",
                 file=sys.stderr,
@@ -126,19 +139,21 @@ def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[st
             render(result, folder)
         return result
     if not first:  # the folder belongs to rank 0
-        return compute(cfg, options, metrics, allow, folder, open_loggers([], folder, cfg, folder.name))
+        return compute(cfg, options, metrics, allow, folder, open_loggers([], folder, cfg, folder.name), load)
     with store.lock(folder), log.to(folder / "log.txt"):
         with store.whole(folder / "config.yaml") as temporary:
             OmegaConf.save(OmegaConf.create(cfg), temporary)
         trackers = open_loggers([build(cfg["logger"], allow)], folder, cfg, folder.name)
         started = store.now()
         try:
-            result = compute(cfg, options, metrics, allow, folder, trackers)
+            result = compute(cfg, options, metrics, allow, folder, trackers, load)
+            if alone:
+                draw(folder, result)
         except BaseException as error:
             trackers.close(ok=False)
             if isinstance(error, KeyboardInterrupt):
                 log.log.debug("interrupted; the same command goes on from the last checkpoint")
-            elif isinstance(error, Exception):
+            elif isinstance(error, Exception) and not isinstance(error, store.BusyError):
                 log.log.debug("%s", traceback.format_exc())
                 header = {"schema": store.SCHEMA, "status": "failed", "started": started, "finished": store.now()}
                 store.write_json(folder / "result.json", header | {"error": "".join(traceback.format_exception(error))})
@@ -150,12 +165,19 @@ def run_cell(cfg: dict[str, Any], options: Options, allow: list[str]) -> dict[st
             | density_report.by_set(result.get("density"))
         )
         trackers.close(ok=True)
-        render(result, folder)
+        if alone:
+            render(result, folder)
     return result
 
 
 def compute(
-    cfg: dict[str, Any], options: Options, metrics: Metrics, allow: list[str], folder: Path, trackers: Trackers
+    cfg: dict[str, Any],
+    options: Options,
+    metrics: Metrics,
+    allow: list[str],
+    folder: Path,
+    trackers: Trackers,
+    load: Load = cell.load,
 ) -> dict[str, Any]:
     """The stages; writes scores.parquet, model.ckpt, metrics.csv and the pictures, returns the result."""
     from outlie.metrics import latency
@@ -163,7 +185,7 @@ def compute(
     first = rank_and_world()[0] == 0
     detector = build(cfg["detector"], allow)  # first: what it refuses needs no data
     build(cfg["backbone"], allow)  # nor does what a backbone refuses
-    split = cell.load(cfg["dataset"], cfg["choices"]["dataset"], cfg["seed"], allow)
+    split = load(cfg["dataset"], cfg["choices"]["dataset"], cfg["seed"], allow)
     part = cfg["dataset"].get("part")  # one file of several: a published cell is the mean of all of them
 
     def log_epoch(losses: list[float], validation: list[float]) -> None:
@@ -252,7 +274,6 @@ def compute(
             trackers.image(path.stem, path)
     for path in density_report.pictures(density, folder) if density else ():
         trackers.image(path.stem, path)
-    draw(folder, result)
     return result
 
 

@@ -39,6 +39,10 @@ NO_NUMBER = {
 TRAINER_NUMBERS = {"precision", "max_epochs"}
 
 
+class BusyError(UserError):
+    """Another process holds the folder: the same work is under way."""
+
+
 def identity(cfg: dict[str, Any]) -> dict[str, Any]:
     """What a run's numbers depend on: no paths, logger, devices or metrics; a file counts by its content."""
     kept = {name: section for name, section in cfg.items() if name not in NO_NUMBER}
@@ -163,7 +167,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the folder; a second process that wants it is refused. A killed process lets go by itself."""
+    """Hold the folder; BusyError for a second process that wants it. A killed process lets go by itself."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")  # noqa: SIM115 (held for the whole block)
@@ -177,7 +181,7 @@ def lock(folder: Path) -> Iterator[None]:
         except ImportError:  # no POSIX locks here: two equal commands at once are the user's to avoid
             pass
         except OSError as error:
-            raise UserError(f"another process is computing {folder}; wait for it, or stop it") from error
+            raise BusyError(f"another process is computing {folder}; wait for it, or stop it") from error
         yield
 
 
@@ -188,11 +192,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """result.json, or None where there is none that can be read."""
+    """result.json, or None where there is none, or a truncated one; UserError for a schema that is not ours."""
     try:
-        return json.loads((folder / "result.json").read_text())
+        result = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):
         return None
+    if not isinstance(result, dict) or "status" not in result:
+        return None
+    if (schema := result.get("schema")) != SCHEMA:
+        raise UserError(
+            f"{folder / 'result.json'} has schema {schema}, this outlie reads {SCHEMA}: read it with the version that "
+            "wrote it, choose another output_dir=, or compute it again with force=true"
+        )
+    return result
 
 
 ABOUT = ("kind", "group")  # columns of scores.parquet beside the four that are always there

@@ -21,12 +21,14 @@ def ms(milliseconds: float) -> str:
 
 
 def seconds(seconds: float) -> str:
-    """Seconds, or minutes where there are many."""
+    """Seconds, or minutes or hours where there are many."""
     if seconds < 0.01:
         return "under 0.01 s"
     if seconds < 10:
         return f"{seconds:.2g} s"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def large(number: float) -> str:
