@@ -88,9 +88,8 @@ def plan(cells: list[Cell], launcher: dict[str, Any]) -> int:
     from outlie.sweeps import runner
 
     missing = [cell for cell in cells if runner.found(cell) is None]
-    print(
-        f"# {len(cells)} cells, {len(cells) - len(missing)} done already, by {launcher['_target_'].rpartition('.')[2]}"
-    )
+    name = launcher["_target_"].rpartition(".")[2].lower()
+    print(f"# {len(cells)} cells, {len(cells) - len(missing)} done already; launcher={name}")
     for cell in missing:
         print(f"#   {cell.name}: {cell.folder}")
     return 0

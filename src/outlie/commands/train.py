@@ -127,8 +127,8 @@ def run_cell(
                 kinds.read(folder),
             )  # fmt: skip
             if first:
-                (folder / "summary.png").unlink(missing_ok=True)  # of the metrics before
                 store.write_json(folder / "result.json", result)
+                (folder / "summary.png").unlink(missing_ok=True)  # it is of the metrics before
         if first and alone:
             if not (folder / "summary.png").exists():
                 draw(folder, result)

@@ -67,13 +67,14 @@ class Progress:
             self.done += 1
             self.took[kind].append(event.seconds)
         if not self.console.is_terminal and time.monotonic() - self._said > QUIET_SECONDS:
-            self.console.print(self.line())
+            self.console.print(self.line(), soft_wrap=True)
             self._said = time.monotonic()
 
     def _failure(self, event: Event) -> None:
         self.failed += 1
         words = event.error.strip().splitlines()
-        self.console.print(Text(f"failed    {event.cell.name}: {words[-1] if words else 'no reason was given'}", "red"))
+        reason = words[-1] if words else "no reason was given"
+        self.console.print(Text(f"failed    {event.cell.name}: {reason}", "red"), soft_wrap=True)
 
     def line(self) -> str:
         """Where the sweep is, in a line."""

@@ -39,7 +39,9 @@ def show(ended: Mapping[Path, Event], folder: Path, console: Console | None = No
     failed = [event for event in ended.values() if event.what == "failed"]
     for event in failed[:LINES]:
         words = event.error.strip().splitlines()
-        console.print(Text(f"failed: {event.cell.name}: {words[-1] if words else ''}", style="bold red"))
+        console.print(
+            Text(f"failed: {event.cell.name}: {words[-1] if words else ''}", style="bold red"), soft_wrap=True
+        )
     count = {what: sum(event.what == what for event in ended.values()) for what in ("found", "done", "failed")}
     spent = sum(event.cpu_s for event in ended.values())
     said = [f"{count['found']} found", f"{count['done']} computed", f"{count['failed']} failed"]

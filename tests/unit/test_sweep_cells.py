@@ -1,0 +1,98 @@
+"""From the words of a sweep to its cells."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from outlie import catalog, compose
+from outlie.errors import UserError
+from outlie.results import store
+from outlie.sweeps import dataset_groups
+from outlie.sweeps.cells import expand, product, values
+
+WHERE = catalog.roots()
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("seed=range(3)", ["seed=0", "seed=1", "seed=2"]),
+        ("seed=range(1,7,2)", ["seed=1", "seed=3", "seed=5"]),
+        ("detector=knn,lof", ["detector=knn", "detector=lof"]),
+        ("detector=choice(knn,lof)", ["detector=knn", "detector=lof"]),
+        ("detector.lr=1e-3,1e-4", ["detector.lr=0.001", "detector.lr=0.0001"]),
+        ("detector.hidden=[8,8],[16]", ["detector.hidden=[8,8]", "detector.hidden=[16]"]),
+        ("metrics.names=[auroc]", ["metrics.names=[auroc]"]),
+        ("dataset=glob(adbench/wi*)", ["dataset=adbench/wilt", "dataset=adbench/wine"]),
+        ("dataset=adbench/nlp,wine", [f"dataset={one}" for one in (*dataset_groups.groups()["adbench/nlp"], "wine")]),
+        ("dataset.path='a,b.csv'", ["dataset.path='a,b.csv'"]),
+    ],
+)  # fmt: skip
+def test_a_word_stands_for_several(word, expected):
+    assert values(word, WHERE) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["seed=range(5,5)"], "empty range"),
+        (["detector.lr=interval(0,1)"], "search=tpe"),
+        (["dataset=glob(zz*)"], "matches nothing"),
+        (["seed=range(0,1000000)"], "at most 100,000"),
+        (["detector=knn,"], "cannot read"),
+    ],
+)
+def test_words_that_make_no_sweep(words, says):
+    with pytest.raises(UserError, match=says):
+        product(words)
+
+
+def test_every_mistake_of_every_cell_is_told_once():
+    with pytest.raises(UserError) as error:
+        expand(["detector=knn,lovf", "sed=range(3)", "dataset=wine,wime"])
+    text = str(error.value)
+    assert text.startswith("3 problems")
+    assert all(one in text for one in ("did you mean 'lof'", "did you mean 'seed'", "did you mean 'wine'"))
+
+
+def test_seeds_below_zero_are_refused():
+    with pytest.raises(UserError, match="seed=-1: expected an integer of at least 0"):
+        expand(["seed=-1,0"])
+
+
+def test_a_cell_is_what_the_same_words_make_one_by_one():
+    words = ["detector=knn,dte_c/paper", "dataset=wine,breast_cancer", "seed=range(2)", "metrics=fast"]
+    for cell in expand(words):
+        config = compose.compose("train", list(cell.words))  # by Hydra
+        assert cell.config == OmegaConf.to_container(config)
+        assert cell.folder == store.run_folder(cell.config)
+
+
+def test_the_files_of_a_dataset_are_cells_of_their_own():
+    cells = expand(["dataset=adbench/mvtec_ad", "detector=knn"])
+    assert len(cells) == 15 and "dataset.part=bottle" in cells[0].words
+    assert len({cell.folder for cell in cells}) == 15
+    assert len(expand(["dataset=adbench/mvtec_ad", "detector=knn", "dataset.part=bottle,cable"])) == 2
+
+
+def test_cells_with_one_hash_are_one_cell_and_it_is_said(capsys):
+    assert len(expand(["seed=0,0", "detector=knn"])) == 1
+    assert "computed once" in capsys.readouterr().err
+    cells = expand(["detector=knn,knn/paper", "seed=range(2)"])  # two names of one setting
+    assert [cell.config["choices"]["detector"] for cell in cells] == ["knn", "knn"]
+    assert "detector=knn/paper is the same run as detector=knn, and 1 more" in capsys.readouterr().err
+    assert len(expand(["trainer.threads=1,2", "detector=knn"])) == 1  # changes no number
+
+
+def test_groups_of_datasets_exist():
+    groups = dataset_groups.groups()
+    known = catalog.choices("dataset", WHERE)
+    assert all(name in known for names in groups.values() for name in names)
+    assert len(groups["adbench/all"]) == 57 and len(groups["adbench/classical"]) == 47
+    assert set(groups["adbench/small"]) | set(groups["adbench/large"]) == set(groups["adbench/classical"])
+    assert "adbench/thyroid" in groups["adbench/small"] and "adbench/donors" in groups["adbench/large"]
+
+
+def test_a_plain_run_says_how_to_sweep():
+    for word in ("detector=knn,lof", "dataset=adbench/small", "launcher=local"):
+        with pytest.raises(UserError, match="run train -m"):
+            compose.compose("train", [word])
