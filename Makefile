@@ -1,7 +1,7 @@
 # Few verbs; `make` alone lists them. The environment is made once and again only when its list of packages changes.
 PYTHON ?= python3
 VENV := .venv
-EXTRAS := baselines,tensorboard,mlflow,dev
+EXTRAS := baselines,tensorboard,mlflow,search,slurm,ray,dev
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help

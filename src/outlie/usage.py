@@ -9,7 +9,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"  # a choice and its presets stay on one line
 OPTIONS = """options:
   --config-dir DIR   your own configs, searched before ours; may be repeated
   --config FILE      a stored run's config.yaml: its values are the base, overrides go on top
-  -m, --multirun     train, distill: every combination of values, detector=a,b seed=range(5); see run sweep --help
+  -m, --multirun     train, distill: every combination of values, detector=a,b; run sweep --help
   --help, --version"""
 
 EXPLAINED = {
@@ -34,7 +34,7 @@ what failed is tried again; a failure is shown at once and stops nothing. A kill
 values:
   detector=knn,vae           seed=range(5)             dataset=glob(adbench/w*)      Hydra's sweep grammar
   dataset=adbench/small      several datasets at once; also adbench/classical, /large, /cv, /nlp, /all
-  launcher=local|slurm|ray   where to compute; launcher.jobs=4 processes (run show launcher/local)
+  launcher=local|slurm|ray   where to compute; launcher.jobs=4 processes (run show launcher local)
   search=tpe                 choose values instead of trying all, on rows held out for it (run list search)
 
 examples:
@@ -113,6 +113,47 @@ examples:
   run bench runs=all
   run bench 'runs=[breast_cancer-knn,breast_cancer-diffusion]' seconds=0.2
   run bench 'runs=[1a2b3c4d,detector.onnx]' 'batch_sizes=[1,64]' threads=2""",
+    "table": """Usage: run table NAME [KEY=VALUE]
+
+Computes the cells of a paper's table that are missing and whose data are here, then prints published mean and std,
+ours, and whether ours is inside published ± 2 std (at least 1 point); means over the rows that both have, average
+ranks, Friedman's test; what is absent, missing or failed, by name. run list table says which tables there are.
+Into outputs/table/NAME: the table as Markdown, LaTeX, CSV and HTML, cells.csv with every cell, cd.svg.
+
+  metric=       one of the table's (auroc, average_precision, f1_at_k); its first by default
+  seeds=        so many, from 0; the table's own number by default
+  columns=      some of its columns, in this order
+  rows=         some of its rows, or a group of datasets: adbench/small
+  max_rows=     datasets that are known to have at most so many rows
+  compute=      false = only what is there
+  leak_free=    false = without the protocol that has no leak beside the paper's
+  stats=        false = no test and no diagram
+  format=       terminal, markdown, latex, csv or html
+  output=       a file for it
+  launcher=     where cells are computed: run list launcher
+  output_dir=   where runs are; outputs by default
+
+examples:
+  run table dte_semi compute=false
+  run table dte_semi rows=adbench/small columns=[DTE-NP,KNN,IForest] seeds=2
+  run table dte_semi metric=average_precision format=latex output=table.tex""",
+    "report": """Usage: run report [runs=NAME|GLOB|FOLDER|[...]] [table=NAME] [output=FILE.html] [KEY=VALUE]
+
+Writes one HTML page about runs, readable on a phone, in print and without a network: the numbers of every detector on
+every dataset, ROC and precision-recall curves, scores with the threshold, recall against latency, ranks, training
+curves, configs, environments, costs, and the command of each run. Runs that failed or are not finished are listed.
+
+  runs=         names, their beginnings, hashes, globs or folders; every run of output_dir by default
+  table=        a paper's table beside these runs' numbers, or several: run list table
+  output=       the file; output_dir/report.html by default
+  title=        of the page
+  output_dir=   where runs are; outputs by default
+
+examples:
+  run report
+  run report runs='adbench_cardio-*' output=cardio.html title='Cardiotocograms'
+  run report 'runs=[breast_cancer-knn,1a2b3c4d]'
+  run report runs=/data/sweep/outputs/train table=dte_semi""",
     "figure": """Usage: run figure NAME [file=PICTURE.png|.svg] [seed=N] [KEY=VALUE]
 
 Draws a figure of a paper, and writes a table of its numbers beside it; into outputs/figures/ by default.

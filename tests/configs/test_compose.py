@@ -141,7 +141,7 @@ def test_interpolation_is_resolved(train):
         (["detector.inner=[{_target_: os.system}]"], "detector.inner[0]._target_='os.system' is outside outlie"),
         (["detector.inner={_target_: toy.data.Table, _partial_: true}"], "detector.inner._partial_ is not allowed"),
         (["allow=[]"], "is outside outlie; if you trust that module, add allow=[toy]"),
-        (["detector.k=1,2"], "is several values; write [a,b] for a list"),
+        (["detector.k=1,2"], "is several values: run train -m computes them all; write [a,b] for a list"),
         (["detector.k=[1"], "cannot read 'detector.k=[1'"),
         (["detector.k=${nothing}"], "nothing"),
         (["near"], "'near' is not KEY=VALUE; did you mean 'detector=near'?"),

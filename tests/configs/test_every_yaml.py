@@ -11,7 +11,7 @@ WHERE = catalog.roots()
 EVERY = [(group, choice) for group in catalog.groups(WHERE) for choice in catalog.choices(group, WHERE)]
 
 
-TRAIN = [(group, choice) for group, choice in EVERY if group != "distiller"]
+TRAIN = [(group, choice) for group, choice in EVERY if group not in ("distiller", *catalog.APART)]
 
 
 def words_for(group: str, choice: str, some_file: Path) -> list[str]:

@@ -158,6 +158,20 @@ def test_workers_end_with_their_parent(tmp_path):
     assert not any(Path(f"/proc/{child}/stat").exists() for child in children)
 
 
+def test_seeds_trained_as_one_are_what_they_are_alone(run, tmp_path):
+    words = ("sweep", "detector=dte_c", "detector.epochs=2", "detector.min_steps=0", "seed=range(3)", *QUICK)
+    done = run(*words, "launcher.jobs=1", "launcher.batch_seeds=true")
+    assert "3 cells: 0 found, 3 computed, 0 failed" in done.out
+    assert run(*words, "launcher.jobs=1", "output_dir=outputs/apart").code == 0
+    spent = [one["cost"]["train_cpu_s"] for one in results(tmp_path).values()]
+    assert len(spent) == 3 and len(set(spent)) == 1  # each its share of one training
+    for folder in (tmp_path / "outputs/train").iterdir():
+        apart = pl.read_parquet(tmp_path / "outputs/apart/train" / folder.name / "scores.parquet")
+        assert pl.read_parquet(folder / "scores.parquet")["score"].to_list() == pytest.approx(
+            apart["score"].to_list(), rel=1e-5
+        )
+
+
 def test_a_full_disk_fails_cells_in_words(run):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, before[1]))  # workers inherit it

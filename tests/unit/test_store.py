@@ -199,10 +199,15 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path):
 
 def test_results_are_read_or_absent(tmp_path):
     assert store.read_result(tmp_path) is None
-    store.write_json(tmp_path / "result.json", {"status": "done", "metrics": {"auroc": 0.1 + 0.2}})
-    assert store.read_result(tmp_path) == {"status": "done", "metrics": {"auroc": 0.1 + 0.2}}
-    (tmp_path / "result.json").write_text('{"status": "do')
-    assert store.read_result(tmp_path) is None
+    result = {"schema": store.SCHEMA, "status": "done", "metrics": {"auroc": 0.1 + 0.2}}
+    store.write_json(tmp_path / "result.json", result)
+    assert store.read_result(tmp_path) == result
+    for unreadable in ('{"status": "do', "[]", "{}"):
+        (tmp_path / "result.json").write_text(unreadable)
+        assert store.read_result(tmp_path) is None
+    store.write_json(tmp_path / "result.json", result | {"schema": store.SCHEMA + 1})
+    with pytest.raises(UserError, match=f"has schema {store.SCHEMA + 1}, this outlie reads {store.SCHEMA}"):
+        store.read_result(tmp_path)
 
 
 def test_scores_come_back_as_they_were(tmp_path):

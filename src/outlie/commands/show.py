@@ -73,7 +73,10 @@ def text(group: str, name: str, where: tuple[str, ...]) -> str:
     if group == "experiment":
         with open(path, encoding="utf-8") as file:
             lines += ["", f"  {path}", *(f"  | {line.rstrip()}" for line in file)]
-    return "\n".join([*lines, "", "example", f"  run train {_example(group, name, section, signature)}"])
+    words = _example(group, name, section, signature)
+    command = {"table": f"table {name}", "launcher": f"train -m {words}", "search": f"train -m {words}"}
+    example = command.get(group, f"train {words}")
+    return "\n".join([*lines, "", "example", f"  run {example}"])
 
 
 def _options(group: str, section: dict[str, Any], signature: signatures.Signature | None) -> list[str]:

@@ -17,6 +17,7 @@ from outlie.build import build
 from outlie.data.split import Split
 from outlie.detectors.vae import VAE
 from outlie.gather import rank_and_world
+from outlie.lightning import Told
 from outlie.loggers import Trackers, open_loggers
 from outlie.metrics import cost
 from outlie.metrics.evaluation import Metrics
@@ -107,13 +108,19 @@ def how_long(recipe: Any, max_epochs: int | None) -> str:
 
 
 def run_cell(
-    cfg: dict[str, Any], options: Options, allow: list[str], load: Load = cell.load, alone: bool = True
+    cfg: dict[str, Any],
+    options: Options,
+    allow: list[str],
+    load: Load = cell.load,
+    alone: bool = True,
+    watch: Told = lambda losses, validation: None,
 ) -> dict[str, Any]:
     """One dataset, backbone, detector and seed: its result, from the store or computed now, and shown.
 
     Args:
         load: how to get the data; a sweep hands in what keeps them for the next cell.
         alone: false = one of many: nothing is printed, and the picture waits until somebody asks for this run.
+        watch: told the losses after each epoch; it may raise, which ends the run.
     """
     from outlie.results.summary import render
 
@@ -146,7 +153,7 @@ def run_cell(
         trackers = open_loggers([build(cfg["logger"], allow)], folder, cfg, folder.name)
         started = store.now()
         try:
-            result = compute(cfg, options, metrics, allow, folder, trackers, load)
+            result = compute(cfg, options, metrics, allow, folder, trackers, load, watch)
             if alone:
                 draw(folder, result)
         except BaseException as error:
@@ -178,6 +185,7 @@ def compute(
     folder: Path,
     trackers: Trackers,
     load: Load = cell.load,
+    watch: Told = lambda losses, validation: None,
 ) -> dict[str, Any]:
     """The stages; writes scores.parquet, model.ckpt, metrics.csv and the pictures, returns the result."""
     from outlie.metrics import latency
@@ -191,6 +199,7 @@ def compute(
     def log_epoch(losses: list[float], validation: list[float]) -> None:
         held_out = {"validation_loss": validation[-1]} if validation else {}
         trackers.log(len(losses) - 1, {"train_loss": losses[-1], **held_out})
+        watch(losses, validation)
 
     backbone, trained = cell.ready_backbone(cfg, split, options, log_epoch)
     ground = cell.Ground(split, backbone, options, folder, Path(cfg["output_dir"]) / "views")

@@ -14,7 +14,8 @@ class ADBench:
 
     Args:
         name: As in `run data list`.
-        protocol: How rows are split; dte_* are those of Livernoche et al. (ICLR 2024), split keeps calibration rows.
+        protocol: How rows are split; dte_* are those of Livernoche et al. (ICLR 2024), split keeps calibration rows,
+            split_validation also labelled rows for a search (half of those that test under split).
         part: Which file of a dataset of several (mvtec_ad: bottle, cable, ...).
         duplicate_small: dte_semi, dte_unsup: bootstrap fewer than 1,000 rows to 1,000, as ADBench does; this leaks.
         max_rows: Larger datasets are sampled down to so many rows.

@@ -49,7 +49,7 @@ def assemble(
     split = Split(
         protocol=protocol,
         train=rows(parts.train),
-        tests={"test": rows(parts.test)},
+        tests={"test": rows(parts.test)} | ({} if parts.validation is None else {"validation": rows(parts.validation)}),
         calibration=None if parts.calibration is None else rows(parts.calibration),
         mean=torch.from_numpy(mean),
         scale=torch.from_numpy(scale),
@@ -64,5 +64,6 @@ def assemble(
 def cap_finding(parts: Partition, n: int) -> list[str]:
     """Say that not all rows are used."""
     everything = [parts.train, parts.test] + ([] if parts.calibration is None else [parts.calibration])
+    everything += [] if parts.validation is None else [parts.validation]
     used = len(np.unique(np.concatenate(everything)))
     return [f"{used} of {n} rows are used"] if used < n else []

@@ -16,6 +16,9 @@ def lint(split: Split) -> list[str]:
         findings += repeats(row_hashes(rows), train_hash, name, "training")
         findings += [] if name in together else _one_class(rows, name)
         findings += _label_leak(rows, name, split.columns)
+    if "validation" in split.tests and "test" in split.tests:
+        chose = row_hashes(split.tests["validation"])
+        findings += repeats(row_hashes(split.tests["test"]), chose, "test", "validation")
     if split.calibration is not None:
         calibration_hash = row_hashes(split.calibration)
         findings += repeats(calibration_hash, train_hash, "calibration", "training")

@@ -12,7 +12,7 @@ import numpy as np
 
 from outlie.errors import UserError, unknown
 
-Protocol = Literal["dte_semi", "dte_unsup", "dte_semi_noleak", "split"]
+Protocol = Literal["dte_semi", "dte_unsup", "dte_semi_noleak", "split", "split_validation"]
 DTE_ROWS = 1000  # fewer are bootstrapped to so many (ADBench's duplication rule)
 DTE_MAX_ROWS = 50_000
 
@@ -25,6 +25,7 @@ class Partition:
     test: np.ndarray
     scaled_on: np.ndarray  # rows that fix mean, scale and whatever else is fitted before the detector
     calibration: np.ndarray | None = None
+    validation: np.ndarray | None = None  # labelled rows for choosing settings
 
 
 def partition(
@@ -41,10 +42,10 @@ def partition(
 
     Args:
         y: (n,) 0 = normal, 1 = anomaly; None = unknown, allowed in `split` only.
-        max_rows: Cap on rows; None = 50,000 in the dte_* protocols, no cap in `split`.
+        max_rows: Cap on rows; None = 50,000 in the dte_* protocols, no cap in `split` and `split_validation`.
         duplicate_small: dte_semi and dte_unsup: bootstrap fewer than 1,000 rows to 1,000.
-        calibration: `split`: fraction of the normal rows.
-        test: `split`: fraction of the normal rows.
+        calibration: `split`, `split_validation`: fraction of the normal rows.
+        test: `split`: fraction of the normal rows; `split_validation`: half of them validates, the other half tests.
 
     Raises:
         UserError: unknown protocol, no labels where they are needed, or too few rows.
@@ -55,11 +56,15 @@ def partition(
         parts = random_split(y, n, seed, max_rows, calibration, test)
     elif y is None:
         raise UserError(f"protocol {protocol} needs labels: name them with dataset.label=, or dataset.protocol=split")
+    elif protocol == "split_validation":
+        parts = split_validation(y, n, seed, max_rows, calibration, test)
     else:
         duplicate = duplicate_small and protocol != "dte_semi_noleak"
         rows, rng = dte_rows(n, seed, DTE_MAX_ROWS if max_rows is None else max_rows, duplicate)
         parts = dte_unsup(y, rows, rng) if protocol == "dte_unsup" else dte_semi(y, rows)
     _require_rows(protocol, parts)
+    if parts.validation is not None:
+        _require_both_classes(protocol, y, parts)
     return parts
 
 
@@ -100,11 +105,7 @@ def random_split(
     y: np.ndarray | None, n: int, seed: int, max_rows: int | None, calibration: float, test: float
 ) -> Partition:
     """For users' own data: shuffled normal rows into train, calibration and test; every anomaly into test."""
-    if not (0 < calibration < 1 and 0 < test < 1 and calibration + test < 1):
-        raise UserError(
-            f"dataset.calibration={calibration} and dataset.test={test} are fractions of the normal rows: "
-            "each above 0, together below 1, the rest trains"
-        )
+    _require_fractions(calibration, test)
     rng = np.random.RandomState(seed)  # its stream is frozen across NumPy versions, a Generator's is not
     rows = np.arange(n)
     if max_rows is not None and n > max_rows:
@@ -115,6 +116,49 @@ def random_split(
     n_train = len(normal) - n_calibration - n_test
     train, held_out, rest = np.split(normal, [n_train, n_train + n_calibration])
     return Partition(train=train, test=np.concatenate([rest, rows[is_anomaly]]), scaled_on=train, calibration=held_out)
+
+
+def split_validation(
+    y: np.ndarray, n: int, seed: int, max_rows: int | None, calibration: float, test: float
+) -> Partition:
+    """`split` for choosing settings: half of its test rows, normal and anomalous, are `validation`, looked at freely.
+
+    The seed moves rows between training and calibration only. Were it to choose the test rows, too, a row that
+    validates under one seed would test under another, and a setting chosen over several seeds would have seen all.
+    """
+    _require_fractions(calibration, test)
+    fixed = np.random.RandomState(0)
+    rows = np.arange(n)
+    if max_rows is not None and n > max_rows:
+        rows = np.sort(fixed.choice(rows, max_rows, replace=False))
+    is_anomaly = y[rows] == 1
+    normal, anomaly = fixed.permutation(rows[~is_anomaly]), fixed.permutation(rows[is_anomaly])
+    n_test, n_calibration = round(test * len(normal)), round(calibration * len(normal))
+    held, rest = normal[:n_test], np.random.RandomState(seed).permutation(normal[n_test:])
+    train, held_out = rest[n_calibration:], rest[:n_calibration]
+    return Partition(
+        train=train, test=np.concatenate([held[::2], anomaly[::2]]), scaled_on=train, calibration=held_out,
+        validation=np.concatenate([held[1::2], anomaly[1::2]]),
+    )  # fmt: skip
+
+
+def _require_fractions(calibration: float, test: float) -> None:
+    if not (0 < calibration < 1 and 0 < test < 1 and calibration + test < 1):
+        raise UserError(
+            f"dataset.calibration={calibration} and dataset.test={test} are fractions of the normal rows: "
+            "each above 0, together below 1, the rest trains"
+        )
+
+
+def _require_both_classes(protocol: str, y: np.ndarray | None, parts: Partition) -> None:
+    assert y is not None and parts.validation is not None
+    for name, rows in (("validation", parts.validation), ("test", parts.test)):
+        for label, what in ((0, "normal rows"), (1, "anomalies")):
+            if not np.any(y[rows] == label):
+                raise UserError(
+                    f"protocol {protocol} leaves no {what} for {name}: both halves need both classes; give more rows, "
+                    "choose another dataset.test=, or dataset.protocol=split"
+                )
 
 
 def _require_rows(protocol: str, parts: Partition) -> None:

@@ -18,7 +18,8 @@ class SklearnTable:
     Args:
         name: breast_cancer (Wisconsin diagnostic, 569 x 30), digits (UCI, 1797 x 64) or wine (UCI, 178 x 13).
         anomaly: The class that is anomalous; breast_cancer: 0 = malignant, 1 = benign.
-        protocol: How rows are split; split keeps calibration rows, dte_* are those of Livernoche et al. (ICLR 2024).
+        protocol: How rows are split; split keeps calibration rows, split_validation also labelled rows for a search
+            (half of those that test under split); dte_* are those of Livernoche et al. (ICLR 2024).
         duplicate_small: dte_semi, dte_unsup: bootstrap fewer than 1,000 rows to 1,000; this leaks.
         calibration: Protocol split: fraction of the normal rows that fix the threshold.
         test: Protocol split: fraction of the normal rows that test, with all anomalies.

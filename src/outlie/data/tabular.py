@@ -38,7 +38,8 @@ class Table:
             a detector that takes them, such as miwae.
         format: csv, parquet or npz; null = by the file's ending.
         separator: Between the columns of a CSV.
-        protocol: How rows are split; split keeps calibration rows, dte_* are those of Livernoche et al. (ICLR 2024).
+        protocol: How rows are split; split keeps calibration rows, split_validation also labelled rows for a search
+            (half of those that test under split); dte_* are those of Livernoche et al. (ICLR 2024).
         duplicate_small: dte_semi, dte_unsup: bootstrap fewer than 1,000 rows to 1,000; this leaks.
         max_rows: Sample larger tables down; null = no cap (50,000 in the dte_* protocols).
         calibration: Protocol split: fraction of the normal rows that fix the threshold.

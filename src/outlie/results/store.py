@@ -35,6 +35,7 @@ NO_NUMBER = {
     "run",
     "explain",
     "detectors",
+    "search",
 }
 TRAINER_NUMBERS = {"precision", "max_epochs"}
 

@@ -45,6 +45,11 @@ class Cell(NamedTuple):
         """Equal for cells that share data and backbone: one process computes them one after the other."""
         return store.digest({name: self.config[name] for name in ("dataset", "backbone", "seed")})
 
+    @property
+    def setting(self) -> str:
+        """Equal for cells that differ in the seed only."""
+        return store.digest(self.config | {"seed": 0})
+
 
 class Event(NamedTuple):
     """What happened to a cell: a launcher tells it to whoever waits."""

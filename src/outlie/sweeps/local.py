@@ -28,7 +28,7 @@ class Local:
         jobs: processes at once; null = one a GPU, without GPUs one a core, as far as the free memory goes
         threads: CPU threads of each; null = its share of the cores
         memory_gib: what a process is assumed to need, in GiB
-        batch_seeds: train the seeds of a small network as one batched model; the results are equal
+        batch_seeds: train the seeds of a small network as one batched model, in one process; the results are equal
     """
 
     jobs: PositiveInt | None = None
@@ -36,12 +36,12 @@ class Local:
     memory_gib: PositiveFloat = 1.5
     batch_seeds: bool = False
 
-    def run(self, cells: list[Cell], tell: Tell) -> None:
-        """Compute the cells; a process that dies costs the cell that it was at, and is replaced."""
+    def run(self, cells: list[Cell] | Queue, tell: Tell) -> None:
+        """Compute the cells, or what a queue gives when asked; a process that dies costs its cell, and is replaced."""
         devices = gpus()
-        jobs = min(self.jobs or len(devices) or fitting(cores(), self.memory_gib), len(cells))
+        queue, pool = cells if isinstance(cells, Queue) else Queue(cells, self.batch_seeds), []
+        jobs = min(self.jobs or len(devices) or fitting(cores(), self.memory_gib), len(queue))
         threads = self.threads or max(1, cores() // max(jobs, 1))
-        queue, pool = Queue(cells), []
         with selectors.DefaultSelector() as ready:
             try:
                 for number in range(jobs):
@@ -74,22 +74,37 @@ class Local:
         cell = queue.next(process.ground)
         if cell is not None:
             tell(Event(cell, "started"))
-            process.give(cell)
+            process.give(cell, queue.ground(cell), queue.together.pop(queue.ground(cell), []))
 
 
 class Queue:
-    """The cells that are left, by ground: a process stays on one as long as it can, and two avoid the same."""
+    """The cells that are left, by ground: a process stays on one as long as it can, and two avoid the same.
 
-    def __init__(self, cells: list[Cell]) -> None:
+    Args:
+        batch_seeds: the seeds of a setting are a ground, and the first of them brings all along, to be trained as one.
+    """
+
+    def __init__(self, cells: list[Cell], batch_seeds: bool = False) -> None:
+        self.batch_seeds = batch_seeds
+        self.together: dict[str, list[Cell]] = {}
         self.left: dict[str, list[Cell]] = {}
         self.taken: dict[str, int] = {}  # ground -> processes that are on it
         self.waiting: list[tuple[float, Cell]] = []  # not before that time
         for cell in reversed(cells):
-            self.left.setdefault(cell.ground, []).append(cell)
+            self.left.setdefault(self.ground(cell), []).append(cell)
         self.left = dict(reversed(self.left.items()))
+        if batch_seeds:
+            self.together = {ground: [*reversed(seeds)] for ground, seeds in self.left.items() if len(seeds) > 1}
+
+    def ground(self, cell: Cell) -> str:
+        """What cells have in common that one process had better compute."""
+        return cell.setting if self.batch_seeds else cell.ground
 
     def __bool__(self) -> bool:
         return bool(self.left or self.waiting)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.left.values())) + len(self.waiting)
 
     def next(self, ground: str) -> Cell | None:
         """The next cell for a process that was on `ground`; None where all that is left has to wait."""
@@ -106,7 +121,7 @@ class Queue:
             cell = self.waiting.pop(0)[1]
         else:
             return None
-        self.taken[cell.ground] = self.taken.get(cell.ground, 0) + 1
+        self.taken[self.ground(cell)] = self.taken.get(self.ground(cell), 0) + 1
         return cell
 
     def later(self, cell: Cell | None) -> None:
@@ -135,10 +150,11 @@ class Process:
         assert self._process.stdin and self._process.stdout
         self._in, self.out = self._process.stdin, self._process.stdout
 
-    def give(self, cell: Cell) -> None:
-        """Have it computed."""
-        self.cell, self.ground, self._given = cell, cell.ground, time.monotonic()
-        line = json.dumps({"command": cell.command, "config": cell.config}) + "\n"
+    def give(self, cell: Cell, ground: str, together: list[Cell]) -> None:
+        """Have it computed, and before it the training of all that are `together`."""
+        self.cell, self.ground, self._given = cell, ground, time.monotonic()
+        batch = [one.config for one in together]
+        line = json.dumps({"command": cell.command, "config": cell.config, "together": batch}) + "\n"
         with contextlib.suppress(BrokenPipeError):  # it is dead: `answer` will hear of it
             self._in.write(line.encode())
             self._in.flush()

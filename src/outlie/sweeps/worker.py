@@ -1,6 +1,6 @@
 """A process that computes cells, one after the other, as it is told on stdin: imports and data are shared by all.
 
-In: a line of JSON for each cell, {"command", "config"}. Out: one for each, {"status", "seconds", "cpu_s", "error"}.
+In: a line of JSON for each cell, {"command", "config", "together"}. Out: one for each, {"status", "seconds", "cpu_s", "error"}.
 When the other side is gone, so is this process: nobody would take its results.
 """
 
@@ -28,7 +28,7 @@ def main() -> int:
     data = Data()
     while True:
         asked = json.loads(cells.get())
-        answer = compute(asked["command"], asked["config"], data)
+        answer = compute(asked["command"], asked["config"], data, asked["together"])
         print(json.dumps(answer), file=out, flush=True)
 
 
@@ -59,8 +59,14 @@ class Data:
         return split
 
 
-def compute(command: str, config: dict[str, Any], data: Data) -> dict[str, Any]:
-    """One cell, whatever happens: status done, failed or busy (another process is at it), and what it cost."""
+def compute(
+    command: str, config: dict[str, Any], data: Data, together: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """One cell, whatever happens: status done, failed or busy (another process is at it), and what it cost.
+
+    Args:
+        together: configs of cells that differ in the seed only, this one among them: their training comes first.
+    """
     from outlie.errors import UserError
     from outlie.results.store import BusyError
 
@@ -68,6 +74,10 @@ def compute(command: str, config: dict[str, Any], data: Data) -> dict[str, Any]:
     status, error = "done", ""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            if together:
+                from outlie import batched
+
+                batched.prepare(together, data.load)
             _run(command, config, data)
     except BusyError as busy:
         status, error = "busy", str(busy)
@@ -91,7 +101,9 @@ def _run(command: str, config: dict[str, Any], data: Data) -> None:
     from outlie.commands import distill, train
     from outlie.errors import UserError
     from outlie.results import store
+    from outlie.sweeps import pruning
 
+    watch = pruning.watch(config.pop(pruning.KEY, None))
     if command == "distill":
         distill.check(config)
     options = build(config["trainer"], config["allow"])
@@ -101,7 +113,7 @@ def _run(command: str, config: dict[str, Any], data: Data) -> None:
             raise UserError((error or "a process of it failed").strip().splitlines()[-1])
         return
     torch.set_num_threads(options.threads or data.threads)
-    train.run_cell(config, options, config["allow"], data.load, alone=False)
+    train.run_cell(config, options, config["allow"], data.load, alone=False, watch=watch)
 
 
 if __name__ == "__main__":
