@@ -103,7 +103,10 @@ def test_the_global_rng_is_left_alone():
 
 def test_duplication_and_cap():
     assert len(dte_rows(300, 0, 50_000, True)[0]) == 1000
-    assert np.array_equal(dte_rows(300, 0, 50_000, False)[0], np.arange(300))
+    shuffled = [dte_rows(300, seed, 50_000, False)[0] for seed in (0, 1)]
+    assert all(sorted(rows) == list(range(300)) for rows in shuffled)  # no repeats, and no order of the file
+    assert not np.array_equal(*shuffled) and not np.array_equal(shuffled[0], np.arange(300))
+    assert np.array_equal(dte_rows(1000, 0, 50_000, False)[0], np.arange(1000))  # nothing to duplicate: as published
     capped = dte_rows(3000, 0, 1000, True)[0]
     assert len(set(capped)) == 1000
 
