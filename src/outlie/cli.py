@@ -17,6 +17,8 @@ COMMANDS = {
     "score": "new rows or images through a finished run: p-values, verdicts, alerts",
     "export": "a finished run as one ONNX graph, checked against the original",
     "bench": "latency, throughput, memory, FLOPs of finished runs, side by side",
+    "table": "a paper's table: what is missing is computed; published, ours, inside or not",
+    "report": "one HTML page over any selection of runs",
     "figure": "draw a paper's figure, as PNG or SVG",
     "list": "what exists, with one line each",
     "show": "one choice with all its options, or a finished run",
@@ -101,7 +103,8 @@ def dispatch(argv: list[str]) -> int:
 
 def _commands() -> dict[str, Callable[[Words, tuple[str, ...]], int]]:
     return dict.fromkeys(RUNNERS, _run) | {
-        "sweep": _sweep, "figure": _figure, "list": _list, "show": _show, "completion": _completion
+        "sweep": _sweep, "table": _table, "report": _report, "figure": _figure, "list": _list, "show": _show,
+        "completion": _completion,
     }  # fmt: skip
 
 
@@ -154,6 +157,18 @@ def _sweep(words: Words, config_dirs: tuple[str, ...]) -> int:
         raise UserError(f"run {command} takes no -m: sweeps are of {' and '.join(f'run {name}' for name in SWEPT)}")
     given = words.options.get("--config")
     return sweep.main(words.rest, config_dirs, command, Path(given[-1]) if given else None)
+
+
+def _table(words: Words, config_dirs: tuple[str, ...]) -> int:
+    from outlie.commands import table
+
+    return table.main(words.rest, config_dirs)
+
+
+def _report(words: Words, config_dirs: tuple[str, ...]) -> int:
+    from outlie.commands import report
+
+    return report.main(words.rest, config_dirs)
 
 
 def _figure(words: Words, config_dirs: tuple[str, ...]) -> int:

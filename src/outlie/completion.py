@@ -80,8 +80,36 @@ def candidates(words: list[str]) -> list[str]:
             return _starting(["bash", "zsh"], current)
         case "data":
             return _starting(["list", "fetch", "verify", "path"], current) if before[-1] == "data" else []
+        case "report":
+            return report(current, where)
+        case "table":
+            return table(before[-1] == "table", current, where)
         case _:
             return override(command, before, current, where)
+
+
+def table(is_name: bool, current: str, where: tuple[str, ...]) -> list[str]:
+    """Candidates for what `run table` takes: a name, then its keys."""
+    if is_name:
+        return _starting(list(catalog.choices("table", where)), current)
+    key, equals, value = current.partition("=")
+    if not equals:
+        keys = ("metric", "seeds", "columns", "rows", "max_rows", "compute", "leak_free", "stats", "format", "output")
+        return _starting([f"{name}=" for name in (*keys, "output_dir", "launcher")], current)
+    flags = dict.fromkeys(("compute", "leak_free", "stats"), ("true", "false"))
+    known = flags | {"format": ("terminal", "markdown", "latex", "csv", "html")}
+    known |= {"launcher": tuple(catalog.choices("launcher", where))}
+    named = _starting([f"{key}={one}" for one in known.get(key, ())], current)
+    return named or (files(f"{key}=", value) if key in ("output", "output_dir") else [])
+
+
+def report(current: str, where: tuple[str, ...]) -> list[str]:
+    """Candidates for what `run report` takes."""
+    key, equals, value = current.partition("=")
+    if not equals:
+        return _starting([f"{name}=" for name in ("runs", "table", "output", "title", "output_dir")], current)
+    named = {"runs": runs.names(), "table": list(catalog.choices("table", where))}.get(key, [])
+    return _starting([f"{key}={name}" for name in named], current) + ([] if key == "title" else files(f"{key}=", value))
 
 
 def override(command: str, before: list[str], current: str, where: tuple[str, ...]) -> list[str]:
