@@ -19,6 +19,8 @@ DTE_COLUMNS = {
     "diffusion/paper": "DDPM", "dte_c/paper": "DTE-C", "dte_ig/paper": "DTE-IG", "dte_np/paper": "DTE-NP",
     "knn/paper": "KNN", "cblof": "CBLOF", "hbos": "HBOS", "iforest": "IForest", "loda": "LODA", "lof": "LOF",
     "mcd": "MCD", "ocsvm": "OCSVM", "pca": "PCA", "feature_bagging": "FeatureBagging",
+    "goad": "GOAD", "icl/paper": "ICL", "slad": "SLAD",
+    "dagmm/paper": "DAGMM", "planar_flow/paper": "PlanarFlow", "ganomaly": "GANomaly", "drocc": "DROCC",
 }  # fmt: skip
 UNSUP_COLUMNS = DTE_COLUMNS | {"dte_np/paper_unsup": "DTE-NP", "knn/paper_unsup": "KNN"}
 
