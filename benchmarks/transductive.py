@@ -2,13 +2,12 @@
 
     OUTLIE_DATA=../shared/data python benchmarks/transductive.py
 
-AUROC under dte_semi of PyOD's own two detectors on rows as `run train` has them, of ours, and as published; five seeds of
-datasets below 1,000 rows, one of the others, whose split no seed touches. The csv beside it is the result.
+AUROC under dte_semi of PyOD's own two detectors on rows as `run train` has them, of ours, and as published; five seeds
+of datasets below 1,000 rows, one of the others, whose split no seed touches. The csv beside it is the result.
 """
 
 import csv
 import statistics
-import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from outlie.detectors.base import Views
 from outlie.metrics.ranking import auroc
 from outlie.results import store
 
-DATASETS = sys.argv[1].split(",") if len(sys.argv) > 1 else (
-    "annthyroid,breastw,cardio,cardiotocography,fault,glass,hepatitis,ionosphere,landsat,letter,lymphography,optdigits,pageblocks,"
-    "pendigits,pima,satellite,spambase,thyroid,vertebral,wbc,wdbc,wine,wpbc,yeast"
-).split(",")  # fmt: skip
+DATASETS = (
+    "annthyroid", "breastw", "cardio", "cardiotocography", "fault", "glass", "hepatitis", "ionosphere", "landsat",
+    "letter", "lymphography", "optdigits", "pageblocks", "pendigits", "pima", "satellite", "spambase", "thyroid",
+    "vertebral", "wbc", "wdbc", "wine", "wpbc", "yeast",
+)  # fmt: skip
 PAIRS = {"ecod": (ECOD, ecod.ECOD), "copod": (COPOD, ecod.COPOD)}
 
 

@@ -47,6 +47,10 @@ class Trackers:
         """Final numbers of the run."""
         self._each(lambda tracker: tracker.summary(values))
 
+    def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
+        """Files that belong together, for a tracker that keeps such."""
+        self._each(lambda tracker: getattr(tracker, "artifact", lambda *_: None)(name, kind, files))
+
     def close(self, ok: bool) -> None:
         """Mark the run as finished or failed and write what is pending; a second call does nothing."""
         self._each(lambda tracker: tracker.close(ok))
@@ -160,6 +164,15 @@ class WandB:
     def summary(self, values: dict[str, Any]) -> None:
         """The run's summary, as its table shows it."""
         self._run.summary.update(values)
+
+    def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
+        """Files as one artifact, a new version of it where their content is new."""
+        import wandb
+
+        artifact = wandb.Artifact(name, type=kind)
+        for file in files:
+            artifact.add_file(str(file))
+        self._run.log_artifact(artifact)
 
     def close(self, ok: bool) -> None:
         """Finish with exit code 0 or 1; without it a crashed run shows as finished."""

@@ -131,6 +131,7 @@ Into outputs/table/NAME: the table as Markdown, LaTeX, CSV and HTML, cells.csv w
   format=       terminal, markdown, latex, csv or html
   output=       a file for it
   launcher=     where cells are computed: run list launcher
+  logger=       wandb = the files as an artifact of W&B, offline without an account
   output_dir=   where runs are; outputs by default
 
 examples:

@@ -103,11 +103,12 @@ OTHER = {
     "aggregate": "mean", "gamma": 0.5, "M": 2, "alpha": 2, "below": "zero", "percentile": 50, "denominator": "raw",
     "max_logit": "true", "noise": 0.002, "distance": "origin", "metric": "cosine", "power": 2, "threshold": 0.1,
     "blocks": "last", "score_by": "recon_err", "draws": 5, "diagnose": 0, "levels": 5, "complexity": "true",
-    "repetitions": 3, "squares": 4, "sigma": 2,
+    "repetitions": 3, "squares": 4, "sigma": 2, "eps": 3.0,
 }  # fmt: skip
 OWN = {
     ("diffusion", "score_by"): "full_path", ("dte_c", "score_by"): "mode", ("dte_ig", "score_by"): "raw",
     ("pixel_ddpm", "score_by"): "full_path", ("pixel_dte_c", "score_by"): "mode",
+    ("planar_flow", "score_by"): "log_det",
     ("lmd", "distance"): "ssim", ("ash_b", "variant"): "s", ("ash_p", "variant"): "b", ("ash_s", "variant"): "p",
 }  # fmt: skip
 
@@ -207,6 +208,12 @@ PAPER = {
     | {"T": 400, "drift": False, "bins": 7, "loss": "double_softmax", "score_by": "mean"}
     | {"divide": 0.5, "depth": 50, "width": 64, "stem": "imagenet"},
     "dte_ig/paper": RELEASED | TIME | {"score_by": "raw"},
+    # specification of classical baselines, and what DTE's released code does besides
+    "icl/paper": {"window": None, "hidden": 200, "temperature": 0.1, "enough": None, "epochs": 2000, "min_steps": 0}
+    | {"batch_size": 3000, "lr": 1e-3},
+    "dagmm/paper": {"components": 4, "latent": 1, "hidden": [60, 30, 10], "untrained": True},
+    "planar_flow/paper": {"layers": 10, "constrained": False, "score_by": "log_det", "epochs": 200, "batch_size": 64}
+    | {"lr": 2e-3, "weight_decay": 1e-4},
     "dte_np/paper": {"k": 5, "scorer": "mean_dist"},
     "dte_np/paper_unsup": {"k": 32, "scorer": "mean_dist"},
     "knn/paper": {"k": 5, "aggregate": "kth"},
@@ -225,10 +232,23 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(PAPER))
+# published settings that are the defaults
+SAME = {
+    "goad": {"maps": 256, "map_dim": 32, "width": 8, "margin": 1, "triplet": 0.1, "eps": 0, "epochs": 1}
+    | {"batch_size": 64, "lr": 1e-3},
+    "slad": {"groups": 20, "group_size": 10, "sizes": 50, "subspace_dim": 128, "width": 100, "magnify": 200}
+    | {"epochs": 100, "passes": None, "batch_size": 128, "lr": 1e-3, "weight_decay": 1e-5},
+    "ganomaly": {"hidden": None, "epochs": 50, "batch_size": 64, "lr": 1e-2, "momentum": 0.7},
+    "drocc": {"radius": 3, "gamma": 2, "lamda": 1, "alone": 0.25, "ascent_steps": 50, "ascent_rate": 1e-3}
+    | {"hidden": 128, "epochs": 200, "batch_size": 256, "lr": 1e-4},
+}
+
+
+@pytest.mark.parametrize("name", sorted(PAPER | SAME))
 def test_presets_are_the_published_settings(name):
     section = composed(name)["detector"]
-    assert {key: section[key] for key in PAPER[name]} == PAPER[name]
+    published = (PAPER | SAME)[name]
+    assert {key: section[key] for key in published} == published
 
 
 def test_every_preset_has_its_published_settings_here():

@@ -53,7 +53,9 @@ MEAN_OF_EACH_CLASS = {"mahalanobis", "relative_mahalanobis", "she"}  # cannot do
 OPTIONS = Options(accelerator="cpu", threads=1)
 CPU = torch.device("cpu")
 # as many steps as the data need, where training is part of the method; the levels of DDPM cost a forward pass each
-QUICK = {"batch_size": 64, "lr": 1e-3, "T": 100, "rec_start": 25, "min_steps": 0, "draws": 16}
+QUICK = {"batch_size": 64, "lr": 1e-3, "T": 100, "rec_start": 25, "min_steps": 0, "draws": 16, "alone": 0.0}
+QUICK |= {"maps": 32, "passes": 5}
+LARGER = {"drocc": 1e-2}  # lr of those that eight epochs of such steps leave untrained
 # networks for images: small ones, but more and larger steps than tables need
 QUICK_PIXELS = {
     "base": 8, "width": 8, "depth": 10, "stem": "cifar", "steps": 3, "T": 1000, "rec_start": 250, "lr": 3e-3,
@@ -229,6 +231,7 @@ def section(name: str) -> dict:
 def new(name: str, epochs: int) -> Detector:
     """The detector of a yaml as `run train detector=NAME` builds it, but for fewer epochs and levels."""
     trained = {} if name in POSTHOC + DENOISER else QUICK | {"epochs": epochs}
+    trained |= {"lr": LARGER[name]} if name in LARGER else {}
     trained |= QUICK_PIXELS if name.startswith("pixel_") else {}
     trained |= QUICK_STUDENTS | {"lr": STUDENTS[name]} if name in STUDENTS else {}
     trained |= {"steps": PASSES[name]} if name in PASSES else {}

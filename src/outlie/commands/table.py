@@ -10,6 +10,7 @@ from typing import Any
 
 from outlie import catalog, overrides
 from outlie.errors import UserError, unknown
+from outlie.loggers import open_loggers
 from outlie.results import store, table, table_cells, table_numbers, table_text
 from outlie.results.table import Line, Table
 from outlie.results.table_numbers import View
@@ -34,6 +35,7 @@ KEYS: dict[str, Any] = {
     "stats": True,  # Friedman, Wilcoxon-Holm, critical-difference diagram
     "output_dir": "outputs",  # where runs are, and the table's folder
 }
+SELECTS = ("seeds", "columns", "rows", "max_rows")
 TYPES = {"seeds": int, "max_rows": int, "compute": bool, "leak_free": bool, "stats": bool}
 
 
@@ -44,19 +46,22 @@ def main(words: list[str], config_dirs: tuple[str, ...] = ()) -> int:
         raise UserError(f"give a table: {', '.join(table.names(where))}. run table --help")
     name, *rest = words
     apart = [word for word in rest if word.startswith("launcher")]
-    options = read_options([word for word in rest if word not in apart])
+    logger = [word for word in rest if word.startswith("logger")]
+    options = read_options([word for word in rest if word not in (*apart, *logger)])
     found = table.load(name, where)
     chosen = select(found, options)
     if apart:  # a wrong launcher is told before anything is looked up
         from outlie.commands import sweep
 
         sweep.section("launcher", apart, config_dirs)
+    tracker = tracked(logger, config_dirs) if logger else None
     view = collect(chosen, options, apart, config_dirs)
-    own = options["metric"] in (None, next(iter(found.metrics)))
-    folder = Path(options["output_dir"]) / "table" / (name if own else f"{name}-{options['metric']}")
+    folder = Path(options["output_dir"]) / "table" / folder_name(found, options)
     if options["stats"]:
         view.statistics = statistics(view, folder)
     write(view, folder)
+    if tracker is not None:
+        publish(tracker, view, folder)
     printed = options["format"]
     if printed == "terminal" and not options["output"]:
         from outlie.results import table_terminal
@@ -72,6 +77,31 @@ def main(words: list[str], config_dirs: tuple[str, ...] = ()) -> int:
     else:
         print(text, end="")
     return _code(view)
+
+
+def folder_name(found: Table, options: dict[str, Any]) -> str:
+    """NAME, NAME-METRIC for another metric than the first; a selection does not replace the whole table."""
+    own = options["metric"] in (None, next(iter(found.metrics)))
+    part = {key: options[key] for key in SELECTS if options[key] is not None}
+    return "-".join([found.name, *([] if own else [options["metric"]]), *([store.digest(part)] if part else [])])
+
+
+def tracked(words: list[str], config_dirs: tuple[str, ...]) -> Any:
+    """The tracker of logger=; UserError where it keeps no artifacts."""
+    from outlie.commands import sweep
+
+    tracker = sweep.build(sweep.section("logger", words, config_dirs))
+    if not hasattr(tracker, "artifact"):
+        raise UserError(f"{words[0]} keeps no tables: logger=wandb does")
+    return tracker
+
+
+def publish(tracker: Any, view: View, folder: Path) -> None:
+    """The table's files as an artifact; a tracker that fails is told and fails nothing."""
+    trackers = open_loggers([tracker], folder, {"table": view.table.name, "metric": view.metric.name}, folder.name)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    trackers.artifact(f"table-{folder.name}", "table", files)
+    trackers.close(ok=True)
 
 
 def _code(view: View) -> int:
