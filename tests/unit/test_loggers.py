@@ -29,6 +29,7 @@ SCRIPT = """
         for name in [["curves", "scatter"], [], ["scatter"]][epoch]:
             trackers.image(f"collapse/{name}", picture)
     trackers.summary({"auroc": 0.9, "status": "done", "threshold": None})
+    trackers.artifact("table-dte_semi", "table", [picture])
     print("alive", len(trackers.alive))
     trackers.close(ok=True)
 """
@@ -60,6 +61,7 @@ def test_wandb_without_account_is_offline_and_silent(tmp_path):
     assert output == "alive 1\n"
     (written,) = run.glob("wandb/offline-run-*/run-*.wandb")
     assert written.stat().st_size > 0
+    assert b"table-dte_semi" in written.read_bytes()  # an artifact, sent by `wandb sync`
     images = sorted(path.name.rsplit("_", 1)[0] for path in run.rglob("media/images/collapse/*.png"))
     assert images == ["curves_0", "scatter_0", "scatter_2"]  # the epochs they belong to, none with a step of its own
 
