@@ -13,6 +13,11 @@ from outlie.detectors.base import Views
 from outlie.gather import rank_and_world
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """What the generators of an epoch start from: a training that was killed goes on as if it had not been."""
+    return seed * 1_000_003 + epoch
+
+
 class Batches:
     """Views indexed by one permutation an epoch: no worker processes for tensors, one thread for images on disk.
 

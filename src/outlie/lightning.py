@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from outlie.averaging import MovingAverage
-from outlie.batches import Batches
+from outlie.batches import Batches, epoch_seed
 from outlie.detectors.base import Views
 from outlie.detectors.training import Recipe
 from outlie.errors import UserError
@@ -97,9 +97,9 @@ class Train(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         rank, world = rank_and_world()
-        epoch_seed = (self.seed * 1_000_003 + self.current_epoch) * world + rank
-        self.generator = torch.Generator(self.device).manual_seed(epoch_seed)
-        torch.manual_seed(epoch_seed)  # dropout layers know no generator
+        start = epoch_seed(self.seed, self.current_epoch) * world + rank
+        self.generator = torch.Generator(self.device).manual_seed(start)
+        torch.manual_seed(start)  # dropout layers know no generator
         self._step_losses = torch.zeros(len(self.batches), device=self.device)
 
     def training_step(self, batch: Views, batch_idx: int) -> None:
@@ -184,7 +184,7 @@ class Train(L.LightningModule):
             self.validation.load(checkpoint["validation"])
 
     def _order(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.current_epoch // self.batches.parts)
+        return torch.Generator().manual_seed(epoch_seed(self.seed, self.current_epoch // self.batches.parts))
 
 
 class Extract(L.LightningModule):

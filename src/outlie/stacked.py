@@ -24,7 +24,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.overrides import TorchFunctionMode
 
 from outlie import distributed
-from outlie.batches import Batches
+from outlie.batches import Batches, epoch_seed
 from outlie.detectors.base import Detector, Views
 from outlie.detectors.training import Recipe
 from outlie.stages import step_flops, threads
@@ -98,11 +98,13 @@ class Apart(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, layer: Any, *inputs: Any) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Of S networks, (S, B, ...)."""
-        if layer is F.linear and inputs[1].shape[1] > 1:  # one column is another kernel
+        dims = in_dims[1:]
+        inputs = tuple(one if dim is None else one.movedim(dim, 0) for one, dim in zip(inputs, dims, strict=True))
+        rows = None not in dims and layer is F.linear and inputs[0].ndim == 3
+        if rows and inputs[1].shape[1] > 1:  # one column is another kernel
             x_SBI, weight_SOI, bias_SO = inputs
             return torch.baddbmm(bias_SO[:, None], x_SBI, weight_SOI.mT), 0
-        stacked = [isinstance(one, Tensor) for one in inputs]
-        parts = [one.unbind() if many else [one] * info.batch_size for one, many in zip(inputs, stacked)]
+        parts = [[one] * info.batch_size if dim is None else one.unbind() for one, dim in zip(inputs, dims)]
         return torch.stack([layer(*each) for each in zip(*parts)]), 0
 
 
@@ -231,7 +233,7 @@ def train_together(
     epoch = 0
 
     def streams(which: list[int], on: torch.device) -> list[torch.Generator]:
-        return [torch.Generator(on).manual_seed(seeds[i] * 1_000_003 + epoch) for i in which]
+        return [torch.Generator(on).manual_seed(epoch_seed(seeds[i], epoch)) for i in which]
 
     batches = [
         Batches(

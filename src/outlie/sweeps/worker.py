@@ -1,6 +1,7 @@
 """A process that computes cells, one after the other, as it is told on stdin: imports and data are shared by all.
 
-In: a line of JSON for each cell, {"command", "config", "together"}. Out: one for each, {"status", "seconds", "cpu_s", "error"}.
+In: a line of JSON for each cell, {"command", "config", "together"}.
+Out: one for each, {"status", "seconds", "cpu_s", "error"}.
 When the other side is gone, so is this process: nobody would take its results.
 """
 
