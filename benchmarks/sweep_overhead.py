@@ -3,8 +3,8 @@
     python benchmarks/sweep_overhead.py [CELLS] [FOLDER]
 
 CELLS runs of detector=knn,dte_np on wine (scikit-learn; 178 rows) in one process of launcher=local; then the same
-command again. Overhead = CPU seconds of everything, less what the stages of the cells took (fit, score: result.json's cost),
-divided by the cells; the imports of the one worker are shown apart. The csv beside it is the result.
+command again. Overhead = CPU seconds of everything, less what the stages of the cells took (fit, score: result.json's
+cost), divided by the cells; the imports of the one worker are shown apart. The csv beside it is the result.
 """
 
 import csv

@@ -86,7 +86,7 @@ def dte_semi(y: np.ndarray, rows: np.ndarray) -> Partition:
     """One-class: the first half of the normal rows, in order and not shuffled, trains; the rest and all anomalies test.
 
     Under dte_semi_noleak `rows` has no repeats, so no row of the source is on both sides; fewer than 1,000 are
-    shuffled, as the bootstrap shuffles them. Duplicating each side afterwards would only weigh rows, so it duplicates nothing.
+    shuffled, as the bootstrap shuffles them. Duplicating each side afterwards would only weigh rows: nothing is.
     """
     normal, anomaly = rows[y[rows] == 0], rows[y[rows] == 1]
     n_train = round(0.5 * len(normal))  # Python rounds half to even, and so does the released code
