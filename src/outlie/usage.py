@@ -126,6 +126,7 @@ Into outputs/table/NAME: the table as Markdown, LaTeX, CSV and HTML, cells.csv w
   rows=         some of its rows, or a group of datasets: adbench/small
   max_rows=     datasets that are known to have at most so many rows
   compute=      false = only what is there
+  intervals=    true = a bootstrap interval over test rows for every cell, from its stored scores, into cells.csv
   leak_free=    false = without the protocol that has no leak beside the paper's
   stats=        false = no test and no diagram
   format=       terminal, markdown, latex, csv or html

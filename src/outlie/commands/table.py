@@ -31,12 +31,14 @@ KEYS: dict[str, Any] = {
     "format": "terminal",  # what is printed
     "output": None,  # a file for it instead
     "compute": True,  # what is missing
+    "intervals": False,  # a bootstrap interval of every cell, into cells.csv
     "leak_free": True,  # the protocol without the leak beside it
     "stats": True,  # Friedman, Wilcoxon-Holm, critical-difference diagram
     "output_dir": "outputs",  # where runs are, and the table's folder
 }
+FAST, INTERVALS = "metrics=fast", "metrics.latency=false"  # of a table's words, what it takes for intervals
 SELECTS = ("seeds", "columns", "rows", "max_rows")
-TYPES = {"seeds": int, "max_rows": int, "compute": bool, "leak_free": bool, "stats": bool}
+TYPES = {"seeds": int, "max_rows": int, "compute": bool, "intervals": bool, "leak_free": bool, "stats": bool}
 
 
 def main(words: list[str], config_dirs: tuple[str, ...] = ()) -> int:
@@ -144,6 +146,7 @@ def select(found: Table, options: dict[str, Any]) -> Table:
     return dataclasses.replace(
         found,
         metrics={metric: found.metrics[metric]},
+        words=tuple(INTERVALS if options["intervals"] and word == FAST else word for word in found.words),
         rows=rows,
         columns=_some("column", found, found.columns, options["columns"]),
         seeds=options["seeds"] or found.seeds,
@@ -184,7 +187,8 @@ def collect(
         states, leaking = table_cells.states(chosen, metric, config_dirs, of_all), []
         if chosen.leak_free and options["leak_free"]:
             leaking = table_cells.states(chosen, metric, config_dirs, without, small, chosen.leak_free)
-        todo = [one.cell for one in [*states, *leaking] if one.status in table_cells.TO_COMPUTE]
+        unsure = [one.cell for one in states if options["intervals"] and one.number is not None and not one.interval]
+        todo = [*unsure, *(one.cell for one in [*states, *leaking] if one.status in table_cells.TO_COMPUTE)]
         todo = {cell.folder: cell for cell in todo if cell and cell.folder not in tried}
         if not (options["compute"] and todo):
             return table_numbers.view(chosen, metric, states, leaking)

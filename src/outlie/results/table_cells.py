@@ -33,6 +33,7 @@ class State(NamedTuple):
     why: str = ""  # the files that are absent, the error of a failed one
     code: str = ""  # version that computed it
     cost: tuple[float, ...] = ()  # CPU seconds of what it took
+    interval: tuple[float, float] | None = None  # of the number over test rows, 95 %, bootstrap; where it was asked for
 
     @property
     def part(self) -> str:
@@ -132,7 +133,10 @@ def _state(metric: Metric, row: Line, column: Line, cell: Cell, here: _Data) -> 
     state = state._replace(code=str(result.get("code_version", "")), cost=spent, protocol=protocol)
     if not isinstance(number, int | float):
         return state._replace(status=WITHOUT, why=f"{cell.folder / 'result.json'} has no {value}")
-    return state._replace(status=DONE, number=metric.scale * number)
+    interval = at(result, value.replace("metrics.", "intervals.", 1)) if value.startswith("metrics.") else None
+    low, high = sorted(metric.scale * end for end in interval or (0.0, 0.0))
+    known = (low, high) if interval else None
+    return state._replace(status=DONE, number=metric.scale * number, interval=known)
 
 
 def read(folder: Path) -> tuple[dict[str, Any] | None, str, str]:

@@ -226,16 +226,17 @@ def comma_separated(view: View) -> str:
 
 
 def cells_csv(view: View) -> str:
-    """One line a cell: what it is, its number, its folder and the code that computed it."""
+    """One line a cell: what it is, its number and interval over test rows, its folder and the code that computed it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["row", "column", "part", "seed", "protocol", "status", "number", "cpu_s", "code_version", "folder", "why"]
-    )
+        ["row", "column", "part", "seed", "protocol", "status", "number", "low", "high", "cpu_s", "code_version",
+         "folder", "why"]
+    )  # fmt: skip
     for one in [*view.states, *view.leak_states]:
         number = "" if one.number is None else one.number
         writer.writerow(
-            [one.row, one.column, one.part, one.seed, one.protocol, one.status, number, sum(one.cost) or "", one.code,
-             one.folder, one.why]
+            [one.row, one.column, one.part, one.seed, one.protocol, one.status, number, *(one.interval or ("", "")),
+             sum(one.cost) or "", one.code, one.folder, one.why]
         )  # fmt: skip
     return out.getvalue()
