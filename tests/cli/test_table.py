@@ -51,17 +51,20 @@ def test_published_numbers_without_any_run(capsys, tmp_path):
     assert main(TABLE) == 0
     shown = capsys.readouterr().out
     assert "99.19±0.22" in shown and ("Missing: " in shown or "Absent: " in shown)
-    written = {path.name for path in (tmp_path / "outputs/table/dte_semi").iterdir()}
+    (folder,) = (tmp_path / "outputs/table").iterdir()
+    assert folder.name.startswith("dte_semi-")  # a selection does not replace the whole table
+    written = {path.name for path in folder.iterdir()}
     assert written == {"dte_semi.csv", "dte_semi.md", "dte_semi.tex", "dte_semi.html", "cells.csv", "statistics.json"}
 
 
 def test_formats_and_files(capsys, tmp_path):
     assert main([*TABLE, "format=latex"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("%") and text == (tmp_path / "outputs/table/dte_semi/dte_semi.tex").read_text()
+    (stored,) = tmp_path.glob("outputs/table/dte_semi-*/dte_semi.tex")
+    assert text.startswith("%") and text == stored.read_text()
     assert main([*TABLE, "format=csv", "metric=average_precision", "output=here.csv"]) == 0
     assert capsys.readouterr().out == "here.csv\n"
-    stored = tmp_path / "outputs/table/dte_semi-average_precision/dte_semi.csv"
+    (stored,) = tmp_path.glob("outputs/table/dte_semi-average_precision-*/dte_semi.csv")
     assert (tmp_path / "here.csv").read_text() == stored.read_text()
 
 

@@ -51,6 +51,8 @@ class Progress:
         if missing and self.console.is_terminal:
             self.live = Live(console=self.console, refresh_per_second=2, get_renderable=self.render, transient=True)
             self.live.start()
+        elif missing:
+            self.console.print(f"{len(missing)} of {total} cells to compute", soft_wrap=True)
 
     def tell(self, event: Event) -> None:
         """Something happened."""
