@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from outlie import catalog, compose
+from outlie.commands import sweep
 from outlie.errors import UserError
 from outlie.results import store
 from outlie.sweeps import dataset_groups
@@ -96,3 +97,24 @@ def test_a_plain_run_says_how_to_sweep():
     for word in ("detector=knn,lof", "dataset=adbench/small", "launcher=local"):
         with pytest.raises(UserError, match="run train -m"):
             compose.compose("train", [word])
+
+
+def test_students_are_swept_on_their_teachers_run(tmp_path):
+    folder = tmp_path / "train" / "digits_ood-msp-0123456789"
+    folder.mkdir(parents=True)
+    words = ["dataset=digits_ood", "backbone=resnet10", "detector=msp"]
+    OmegaConf.save(compose.compose("train", words), folder / "config.yaml")
+    words = [f"teacher={folder}", "distiller=glob(ablation/*)", "backbone=resnet10/narrow", f"output_dir={tmp_path}"]
+    cells = expand(words, command="distill")
+    assert len(cells) == 12 and {cell.command for cell in cells} == {"distill"}
+    assert all(cell.folder.parent == tmp_path / "distill" for cell in cells)
+
+
+def test_the_runs_of_a_sweep_are_a_group_of_wandb_unless_the_user_names_one():
+    (cell,) = expand(["detector=knn", "logger=wandb"])
+    grouped = sweep.grouped(cell, "train-0123456789")
+    assert grouped.config["logger"]["group"] == "train-0123456789" and grouped.folder == cell.folder
+    (own,) = expand(["detector=knn", "logger=wandb", "logger.group=mine"])
+    assert sweep.grouped(own, "train-0123456789").config["logger"]["group"] == "mine"
+    (plain,) = expand(["detector=knn"])
+    assert sweep.grouped(plain, "train-0123456789") == plain
