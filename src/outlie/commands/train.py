@@ -148,6 +148,8 @@ def run_cell(
     if not first:  # the folder belongs to rank 0
         return compute(cfg, options, metrics, allow, folder, open_loggers([], folder, cfg, folder.name), load)
     with store.lock(folder), log.to(folder / "log.txt"):
+        if not cfg["force"] and (store.read_result(folder) or {}).get("status") == "done":  # another was faster
+            return run_cell(cfg, options, allow, load, alone, watch)
         with store.whole(folder / "config.yaml") as temporary:
             OmegaConf.save(OmegaConf.create(cfg), temporary)
         trackers = open_loggers([build(cfg["logger"], allow)], folder, cfg, folder.name)

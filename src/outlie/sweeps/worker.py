@@ -8,6 +8,7 @@ When the other side is gone, so is this process: nobody would take its results.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -26,6 +27,7 @@ def main() -> int:
     os.dup2(2, 1)  # whatever a library prints goes where errors go
     cells: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(sys.stdin, cells), daemon=True).start()
+    importlib.import_module("outlie.commands.distill")  # before the first cell, not on its clock
     data = Data()
     while True:
         asked = json.loads(cells.get())
