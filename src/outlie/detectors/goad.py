@@ -116,8 +116,7 @@ class GOAD(Detector):
     def represent(self, x_BD: Tensor) -> Tensor:
         """(B, M, K) representations of each row's images, in the precision of x."""
         joined = (self.transforms @ self.trunk.weight.T).to(x_BD)  # (D, M, K): map and first layer are one product
-        z_BMW = (x_BD @ joined.flatten(1)).view(len(x_BD), self.maps, self.width)
-        return torch.maximum(z_BMW, 0.2 * z_BMW)  # leaky ReLU, in words that ONNX Runtime has for float64
+        return F.leaky_relu((x_BD @ joined.flatten(1)).view(len(x_BD), self.maps, self.width), 0.2)
 
     def loss(self, views: Views, generator: torch.Generator) -> Tensor:
         """-log p(m | z_m) of the head, and the triplet loss of the distances; scalar."""
