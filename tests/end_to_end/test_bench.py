@@ -72,7 +72,7 @@ def test_all_runs_side_by_side(run, outputs, monkeypatch):
 
 def test_what_is_gone_or_unfinished_is_said(run, outputs, trained):
     wine = next((outputs / "train").glob("wine-*"))
-    (wine / "result.json").write_text('{"status": "failed"}')
+    (wine / "result.json").write_text('{"schema": 1, "status": "failed"}')
     labelled = next(one for one in (outputs / "train").glob("csv-*") if result_of(one)["metrics"]["test"])
     (labelled / "model.ckpt").unlink()
     done = run("bench", "runs=all", *FEW)

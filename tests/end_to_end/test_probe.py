@@ -183,7 +183,7 @@ def test_fid_is_that_of_torchmetrics_with_the_weights_given(monkeypatch, tmp_pat
 
 
 def test_a_run_that_is_not_finished(refused, outputs):
-    (outputs / "result.json").write_text(json.dumps({"status": "failed"}))
+    (outputs / "result.json").write_text(json.dumps({"schema": 1, "status": "failed"}))
     assert "is not a finished run" in refused("probe", f"run={outputs.name}")
     shutil.rmtree(outputs)
     assert "unknown run" in refused("probe", f"run={outputs.name}")

@@ -115,7 +115,7 @@ def stored(folder: Path, metrics: Metrics, **more) -> dict:
         "test": (np.arange(50), np.zeros(50, int), rng.normal(size=50)),
         "svhn": (np.arange(30), np.ones(30, int), rng.normal(1, 1, 30)),
     }
-    content = {"status": "done", "seed": 0, "lints": ["a lint"], "protocols": {"svhn": "ood_far"}}
+    content = {"schema": 1, "status": "done", "seed": 0, "lints": ["a lint"], "protocols": {"svhn": "ood_far"}}
     content |= evaluated.evaluate_scores(scores, metrics, 0, ["a lint"], content["protocols"]) | more
     folder.mkdir()
     store.write_scores(folder / "scores.parquet", scores)
