@@ -16,6 +16,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from outlie.sweeps import local
+
 from .conftest import QUICK, start
 
 SWEEP = ("train", "-m", "detector=knn,dte_np", "dataset=wine,breast_cancer", "seed=range(2)", *QUICK)
@@ -200,3 +202,12 @@ def test_mistakes_before_anything_is_computed(refused, words, says):
 
 def test_only_runs_are_swept(refused):
     assert "run eval takes no -m" in refused("eval", "-m", "run=1,2")
+
+
+def test_a_worker_that_dies_while_it_waits_is_replaced():
+    process = local.Process(threads=1, device=None)
+    first = process._process.pid
+    os.kill(first, signal.SIGKILL)
+    assert process.answer() is None  # it had no cell that could be lost
+    assert process._process.pid != first and process._process.poll() is None
+    process.end()

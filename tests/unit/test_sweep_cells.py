@@ -1,14 +1,18 @@
 """From the words of a sweep to its cells."""
 
+import io
+
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from outlie import catalog, compose
 from outlie.commands import sweep
 from outlie.errors import UserError
 from outlie.results import store
 from outlie.sweeps import dataset_groups
-from outlie.sweeps.cells import expand, product, values
+from outlie.sweeps.cells import Event, expand, product, values
+from outlie.sweeps.progress import Progress
 
 WHERE = catalog.roots()
 
@@ -97,6 +101,30 @@ def test_a_plain_run_says_how_to_sweep():
     for word in ("detector=knn,lof", "dataset=adbench/small", "launcher=local"):
         with pytest.raises(UserError, match="run train -m"):
             compose.compose("train", [word])
+
+
+def test_a_name_tells_a_cell_from_others():
+    cells = expand(["detector=dte_c", "detector.bins=3,7", "seed=0,1", "metrics=fast"])
+    assert [cell.name for cell in cells][:2] == [
+        "breast_cancer dte_c seed 0 detector.bins=3",
+        "breast_cancer dte_c seed 1 detector.bins=3",
+    ]
+    assert len({cell.name for cell in cells}) == 4
+
+
+def test_progress_counts_and_estimates():
+    cells = expand(["detector=dte_c", "detector.bins=3,7", "seed=0,1"])
+    said = io.StringIO()
+    shown = Progress(Console(file=said, width=200))
+    shown.start(len(cells), [Event(cells[0], "found")], cells[1:])
+    for cell in cells[1:3]:
+        shown.tell(Event(cell, "started"))
+    assert shown.line() == "1 of 4 cells done, 1 of them found, 2 running"
+    shown.tell(Event(cells[1], "done", seconds=10.0))
+    shown.tell(Event(cells[2], "failed", error="Traceback\nValueError: a reason"))
+    assert shown.remaining() == pytest.approx(5.0)  # one cell of ten seconds, two at once
+    assert shown.line() == "2 of 4 cells done, 1 of them found, 1 failed, about 5 s left"
+    assert "failed    breast_cancer dte_c seed 0 detector.bins=7: ValueError: a reason" in said.getvalue()
 
 
 def test_students_are_swept_on_their_teachers_run(tmp_path):

@@ -27,6 +27,7 @@ class Cell(NamedTuple):
     config: dict[str, Any]  # complete, plain and checked; cells share parts of it, so nothing may change it
     folder: Path  # its run's
     command: str = "train"
+    also: str = ""  # words, other than those of its name, that tell it from other cells of its sweep
 
     @property
     def hash(self) -> str:
@@ -35,10 +36,15 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What to call it: dataset/part, detector, seed."""
+        """What to call it: dataset/part, detector, seed, and what else is swept."""
         part = self.config["dataset"].get("part")
         dataset = self.config["choices"]["dataset"] + (f"/{part}" if part else "")
-        return f"{dataset} {self.config['choices']['detector']} seed {self.config['seed']}"
+        return f"{dataset} {self.config['choices']['detector']} seed {self.config['seed']} {self.also}".rstrip()
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Key -> value of its words."""
+        return {key: value for key, _, value in (word.partition("=") for word in self.words)}
 
     @property
     def ground(self) -> str:
@@ -83,7 +89,18 @@ def expand(
     if repeats:
         more = f", and {len(repeats) - 1} more" if len(repeats) > 1 else ""
         print(f"! cells with one hash are computed once: {repeats[0]}{more}", file=sys.stderr)
-    return list(found.values())
+    cells = list(found.values())
+    told = [key for key in varying(cells) if key not in ("dataset", "detector", "seed", "dataset.part")]
+    return [
+        cell._replace(also=" ".join(f"{key}={cell.given[key]}" for key in told if key in cell.given)) for cell in cells
+    ]
+
+
+def varying(cells: list[Cell]) -> list[str]:
+    """Keys whose words differ between cells, in the order typed."""
+    given = [cell.given for cell in cells]
+    keys = dict.fromkeys(key for one in given for key in one)
+    return [key for key in keys if len({one.get(key) for one in given}) > 1]
 
 
 def _difference(words: tuple[str, ...], other: tuple[str, ...]) -> str:

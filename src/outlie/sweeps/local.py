@@ -160,8 +160,10 @@ class Process:
             self._in.flush()
 
     def answer(self) -> Event | None:
-        """What became of the cell; None = another process is at it. A dead worker is replaced."""
-        assert self.cell
+        """What became of the cell; None = another process is at it, or there was none. A dead worker is replaced."""
+        if self.cell is None:  # killed while it waited for work
+            self._obituary()
+            return None
         line = self.out.readline()
         if not line.endswith(b"\n"):
             return Event(self.cell, "failed", time.monotonic() - self._given, 0.0, self._obituary())

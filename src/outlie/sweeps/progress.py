@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -26,7 +27,7 @@ class Progress:
         self.console = console or Console(stderr=True, highlight=False)
         self.live: Live | None = None
         self.total = self.found = self.done = self.failed = 0
-        self.running: dict[str, float] = {}  # name -> since when
+        self.running: dict[Path | str, tuple[str, float]] = {}  # folder, or a search's trial -> name, since when
         self.most = 1  # cells at once
         self.took: dict[str, list[float]] = defaultdict(list)  # detector -> seconds of a cell
         self.left: dict[str, int] = defaultdict(int)  # detector -> cells
@@ -56,12 +57,12 @@ class Progress:
 
     def tell(self, event: Event) -> None:
         """Something happened."""
-        name, kind = event.cell.name, _kind(event.cell)
+        kind = _kind(event.cell)
         if event.what == "started":
-            self.running[name] = time.monotonic()
+            self.running[event.cell.folder] = event.cell.name, time.monotonic()
             self.most = max(self.most, len(self.running))
             return
-        self.running.pop(name, None)
+        self.running.pop(event.cell.folder, None)
         self.left[kind] -= 1
         if event.what == "failed":
             self._failure(event)
@@ -96,7 +97,7 @@ class Progress:
         means = {kind: sum(took) / len(took) for kind, took in self.took.items()}
         now = time.monotonic()
         work = sum(count * means.get(kind, mean) for kind, count in self.left.items())
-        spent = sum(min(now - since, mean) for since in self.running.values())
+        spent = sum(min(now - since, mean) for _, since in self.running.values())
         return max(0.0, work - spent) / self.most
 
     def render(self) -> Group:
@@ -106,7 +107,7 @@ class Progress:
         head.add_row(ProgressBar(total=max(self.total, 1), completed=ended, width=30), self.line())
         running = Table.grid(padding=(0, 2))
         now = time.monotonic()
-        for name, since in list(self.running.items())[:SHOWN]:
+        for name, since in list(self.running.values())[:SHOWN]:
             running.add_row("  running", name, seconds(now - since))
         if len(self.running) > SHOWN:
             running.add_row("", f"and {len(self.running) - SHOWN} more", "")

@@ -37,7 +37,7 @@ class Shown(Progress):
         searched = [word for word in words if word.partition("=")[0] in trial.params]
         name = f"trial {trial.number}: {' '.join(searched)}"
         if what == "started":
-            self.running.setdefault(name, time.monotonic())
+            self.running.setdefault(name, (name, time.monotonic()))
             self.most = max(self.most, len(self.running))
             return
         self.running.pop(name, None)

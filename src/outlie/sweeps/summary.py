@@ -16,7 +16,7 @@ from rich.text import Text
 from outlie.errors import UserError
 from outlie.results import store
 from outlie.results.words import seconds
-from outlie.sweeps.cells import Cell, Event
+from outlie.sweeps.cells import Cell, Event, varying
 
 LINES = 40  # settings on the screen
 METRICS = ("auroc", "average_precision", "recall_at_fpr01")
@@ -58,24 +58,6 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def varying(cells: list[Cell]) -> list[str]:
-    """Keys whose words differ between cells, in the order typed."""
-    seen: dict[str, set[str | None]] = {}
-    for cell in cells:
-        for word in cell.words:
-            seen.setdefault(word.partition("=")[0], set())
-    for cell in cells:
-        given = pairs(cell)
-        for key, values in seen.items():
-            values.add(given.get(key))
-    return [key for key, values in seen.items() if len(values) > 1]
-
-
-def pairs(cell: Cell) -> dict[str, str]:
-    """Key -> value of the cell's words."""
-    return {key: value for key, _, value in (word.partition("=") for word in cell.words)}
-
-
 def settings(
     cells: Mapping[Path, Cell], results: Mapping[Path, dict[str, Any]], keys: list[str]
 ) -> list[tuple[tuple[str, ...], dict[str, list[float]]]]:
@@ -83,7 +65,7 @@ def settings(
     shown = [key for key in keys if key not in ("seed", "dataset.part")]
     found: dict[tuple[str, ...], dict[str, dict[Any, list[float]]]] = {}
     for at, cell in cells.items():
-        given = pairs(cell)
+        given = cell.given
         row = found.setdefault(tuple(given.get(key, "") for key in shown), {name: {} for name in METRICS})
         for name in METRICS:
             if (value := number(results.get(at), name)) is not None:
@@ -137,7 +119,7 @@ def write_cells(path: Path, ended: Mapping[Path, Event], results: Mapping[Path, 
     """cells.csv: a line a cell, with its words, what became of it, and every number of its test sets."""
     lines = []
     for at, event in ended.items():
-        given = pairs(event.cell)
+        given = event.cell.given
         metrics = (results.get(at) or {}).get("metrics") or {}
         numbers = {f"{test}/{name}": value for test, one in metrics.items() for name, value in one.items()}
         lines.append({**given, "status": event.what, "error": event.error, **numbers, "folder": str(at)})
