@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 INK, QUIET = "#222222", "#888888"
 WIDTH, LINE = 7.0, 0.24  # inches: of a text column, of one line of names
+LETTERS = 15  # of the title, to an inch
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "outlie", "font.size": 9, "font.family": "sans-serif"}
 
 
@@ -32,7 +34,8 @@ def critical_difference(
     order = sorted(range(len(names)), key=lambda c: ranks[c])
     half = (len(order) + 1) // 2  # the better half is named on the left
     bars = 0.18 * len(cliques)
-    top, below = 0.75, 0.3 + bars + LINE * half
+    said = textwrap.wrap(title, round(WIDTH * LETTERS))
+    top, below = 0.75 + 0.16 * max(0, len(said) - 1), 0.3 + bars + LINE * half
     figure = Figure(figsize=(WIDTH, top + below))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, WIDTH)
@@ -65,7 +68,7 @@ def critical_difference(
         axes.plot(ends, [0.42, 0.42], color=INK, lw=1.5, marker="|", ms=6)
         axes.text(ends[1] + 0.08, 0.42, f"CD {difference:.2f}", va="center", color=INK)
     if title:
-        axes.text(0.1, top - 0.08, title, va="top", color=INK, fontsize=8)
+        axes.text(0.1, top - 0.08, "\n".join(said), va="top", color=INK, fontsize=8)
     return figure
 
 
