@@ -202,7 +202,8 @@ def _html_table(lines: list[list[str]], caption: str) -> str:
         for line in lines[1:]
     )
     return (
-        f'<div class="scroll"><table><caption>{escaping.escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="scroll"><table><caption><span>{escaping.escape(caption)}</span></caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
 
