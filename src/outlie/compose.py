@@ -165,8 +165,8 @@ def _run(key: str, line: Line, own: dict[str, Any], config_file: Path | None) ->
     output_dir = str(given.get("output_dir", own["output_dir"]))
     try:
         if not isinstance(given.get(key), str | int) or given[key] == checks.MISSING:
-            known = ", ".join(runs.names(output_dir))
-            raise UserError(f"{key} is missing: give {key}=...; in {output_dir}: {known or 'nothing'}")
+            known = runs.listed(runs.names(output_dir))
+            raise UserError(f"{key} is missing: give {key}=...; in {output_dir}: {known}")
         name = str(given[key])
         if name.endswith(".onnx") and "model" in own:  # `run score run=model.onnx`: the export, and the run it is of
             own["model"], name = name, _exported_from(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 from outlie.errors import UserError, nearest
 
 COMMANDS = ("train", "distill")  # commands that make runs
+SHOWN = 12  # in a message
 
 
 def find(name: str, output_dir: str = "outputs") -> Path:
@@ -21,13 +22,19 @@ def find(name: str, output_dir: str = "outputs") -> Path:
         if len(found) == 1:
             return Path(output_dir, command, found[0])
         if found:
-            raise UserError(f"run '{name}' is several: {', '.join(found)}")
+            raise UserError(f"run '{name}' is several: {listed(found)}")
     known = names(output_dir)
     if os.path.isdir(name):
         raise UserError(f"'{name}' holds no run: there is no config.yaml in it")
     guess = nearest(name, known)
     hint = f" (did you mean '{guess}'?)" if guess else ""
-    raise UserError(f"unknown run '{name}'{hint}; in {output_dir}: {', '.join(known) or 'nothing'}")
+    raise UserError(f"unknown run '{name}'{hint}; in {output_dir}: {listed(known)}")
+
+
+def listed(names: list[str]) -> str:
+    """The first of them in words; after a sweep there are thousands."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "nothing") + more
 
 
 def names(output_dir: str = "outputs", commands: tuple[str, ...] = COMMANDS) -> list[str]:
