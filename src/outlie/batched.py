@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,6 @@ import torch
 
 from outlie import cell, distributed, stacked
 from outlie.build import build
-from outlie.data.split import Split
 from outlie.detectors.base import Detector, Views, set_up
 from outlie.detectors.ddpm import DDPM
 from outlie.detectors.dte import DTEC, DTEIG, DTEGaussian
@@ -26,7 +24,6 @@ from outlie.trainer import Options
 # a loss that keeps state outside of its buffers would go wrong without a word: only what is tested
 TESTED = (DTEC, DTEIG, DTEGaussian, DDPM)
 IDENTITY = "outlie.backbones.identity.Identity"  # any other backbone has views of its own for each seed, or trains
-Load = Callable[[dict[str, Any], str, int, list[str]], Split]
 
 
 class Untrained(NamedTuple):
@@ -59,7 +56,7 @@ def groups(detectors: list[Detector], views: list[Views]) -> list[list[int]]:
     return list(alike.values())
 
 
-def prepare(configs: list[dict[str, Any]], load: Load = cell.load) -> int:
+def prepare(configs: list[dict[str, Any]], load: cell.Load = cell.load) -> int:
     """Train the detectors of cells that differ in seed only as one, and store their weights for `run train` to find.
 
     Does nothing for a cell that is done or trained, that another process trains, or that has to be trained alone; nor
@@ -83,7 +80,7 @@ def prepare(configs: list[dict[str, Any]], load: Load = cell.load) -> int:
     return trained
 
 
-def _untrained(cfg: dict[str, Any], load: Load, locks: contextlib.ExitStack) -> Untrained | None:
+def _untrained(cfg: dict[str, Any], load: cell.Load, locks: contextlib.ExitStack) -> Untrained | None:
     """A cell ready to be trained, with a lock that `locks` holds; None where there is nothing to do."""
     allow = list(cfg["allow"])
     try:

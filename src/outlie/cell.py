@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,8 @@ from outlie.log import log
 from outlie.metrics import cost
 from outlie.results import store
 from outlie.trainer import Options
+
+Load = Callable[[dict[str, Any], str, int, list[str]], Split]  # of `load`; a sweep has one that keeps what it loaded
 
 
 @dataclass

@@ -7,6 +7,12 @@ from outlie import annotations, catalog, checks, runs, signatures
 from outlie.errors import UserError, unknown
 from outlie.sweeps import dataset_groups
 
+# those of commands/table.py, whose import takes longer than a shell should wait
+TABLE_KEYS = (
+    "metric", "seeds", "columns", "rows", "max_rows", "format", "output", "compute", "intervals", "leak_free", "stats",
+    "output_dir",
+)  # fmt: skip
+
 # The words come from the line itself: readline splits at = and :, we do not.
 BASH = """_outlie_complete() {
   local line="${COMP_LINE:0:COMP_POINT}" words prefix
@@ -94,11 +100,10 @@ def table(is_name: bool, current: str, where: tuple[str, ...]) -> list[str]:
         return _starting(list(catalog.choices("table", where)), current)
     key, equals, value = current.partition("=")
     if not equals:
-        keys = ("metric", "seeds", "columns", "rows", "max_rows", "compute", "leak_free", "stats", "format", "output")
-        return _starting([f"{name}=" for name in (*keys, "output_dir", "launcher")], current)
-    flags = dict.fromkeys(("compute", "leak_free", "stats"), ("true", "false"))
+        return _starting([f"{name}=" for name in (*TABLE_KEYS, "launcher", "logger")], current)
+    flags = dict.fromkeys(("compute", "intervals", "leak_free", "stats"), ("true", "false"))
     known = flags | {"format": ("terminal", "markdown", "latex", "csv", "html")}
-    known |= {"launcher": tuple(catalog.choices("launcher", where))}
+    known |= {group: tuple(catalog.choices(group, where)) for group in ("launcher", "logger")}
     named = _starting([f"{key}={one}" for one in known.get(key, ())], current)
     return named or (files(f"{key}=", value) if key in ("output", "output_dir") else [])
 

@@ -89,6 +89,12 @@ def report(problems: list[str]) -> None:
         raise UserError(f"{len(problems)} problems:\n" + "\n".join(f"  - {text}" for text in problems))
 
 
+def problems_of(error: UserError) -> list[str]:
+    """What `report` was given, to be told together with other problems."""
+    first, *several = str(error).split("\n  - ")
+    return several or [first]
+
+
 def finish(
     command: str,
     line: Line,

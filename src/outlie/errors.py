@@ -8,6 +8,10 @@ class UserError(Exception):
     """A mistake in a command, a config or the data; shown without a traceback, exit code 2."""
 
 
+class BusyError(UserError):
+    """Another process holds a folder: the same work is under way."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that `word` was probably meant to be, or None if nothing is close."""
     choices = list(choices)

@@ -77,3 +77,12 @@ def test_silent_about_mistakes(words, capsys):
 def test_zsh_parses():
     done = subprocess.run(["zsh", "-n"], input=completion.script("zsh"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_table_keys_are_those_of_the_command():
+    from outlie.commands import table
+
+    offered = [word.removesuffix("=") for word in completion.candidates(["table", "dte_semi", ""])]
+    assert sorted(offered) == sorted([*table.KEYS, "launcher", "logger"])
+    assert completion.candidates(["table", "dte_semi", "intervals=t"]) == ["intervals=true"]
+    assert "logger=wandb" in completion.candidates(["table", "dte_semi", "logger=w"])

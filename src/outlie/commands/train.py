@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from outlie import cell, distributed, log, stages
 from outlie.build import build
-from outlie.data.split import Split
 from outlie.detectors.vae import VAE
+from outlie.errors import BusyError
 from outlie.gather import rank_and_world
 from outlie.lightning import Told
 from outlie.loggers import Trackers, open_loggers
@@ -36,8 +35,6 @@ from outlie.results import (
     store,
 )
 from outlie.trainer import Options
-
-Load = Callable[[dict[str, Any], str, int, list[str]], Split]  # of cell.load
 
 
 def main(cfg: DictConfig) -> int:
@@ -111,7 +108,7 @@ def run_cell(
     cfg: dict[str, Any],
     options: Options,
     allow: list[str],
-    load: Load = cell.load,
+    load: cell.Load = cell.load,
     alone: bool = True,
     watch: Told = lambda losses, validation: None,
 ) -> dict[str, Any]:
@@ -162,7 +159,7 @@ def run_cell(
             trackers.close(ok=False)
             if isinstance(error, KeyboardInterrupt):
                 log.log.debug("interrupted; the same command goes on from the last checkpoint")
-            elif isinstance(error, Exception) and not isinstance(error, store.BusyError):
+            elif isinstance(error, Exception) and not isinstance(error, BusyError):
                 log.log.debug("%s", traceback.format_exc())
                 header = {"schema": store.SCHEMA, "status": "failed", "started": started, "finished": store.now()}
                 store.write_json(folder / "result.json", header | {"error": "".join(traceback.format_exception(error))})
@@ -186,7 +183,7 @@ def compute(
     allow: list[str],
     folder: Path,
     trackers: Trackers,
-    load: Load = cell.load,
+    load: cell.Load = cell.load,
     watch: Told = lambda losses, validation: None,
 ) -> dict[str, Any]:
     """The stages; writes scores.parquet, model.ckpt, metrics.csv and the pictures, returns the result."""

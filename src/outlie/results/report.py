@@ -15,6 +15,7 @@ import numpy as np
 from outlie import catalog, runs
 from outlie.errors import UserError, nearest
 from outlie.results import store
+from outlie.results.words import last_line
 
 METRICS = {  # what a matrix is drawn of: key -> name on the page
     "auroc": "AUROC",
@@ -129,8 +130,7 @@ def read(folder: Path) -> Run | Left:
     if not isinstance(result, dict):
         return Left(folder, "damaged", "result.json cannot be read (cut off?): the same command computes it again")
     if result.get("status") != "done":
-        said = [line.strip() for line in str(result.get("error") or "").splitlines() if line.strip()]
-        return Left(folder, "failed", said[-1] if said else "no reason was recorded")
+        return Left(folder, "failed", last_line(result.get("error")) or "no reason was recorded")
     if missing := NEEDED - result.keys():
         return Left(folder, "damaged", f"result.json lacks {', '.join(sorted(missing))}")
     try:

@@ -18,7 +18,7 @@ from typing import Any
 from polars.exceptions import PolarsError
 
 from outlie import signatures
-from outlie.errors import UserError
+from outlie.errors import BusyError, UserError
 
 SCHEMA = 1
 # what a stored number cannot depend on: metrics come from stored scores, the rest is where and how loud
@@ -38,10 +38,6 @@ NO_NUMBER = {
     "search",
 }
 TRAINER_NUMBERS = {"precision", "max_epochs"}
-
-
-class BusyError(UserError):
-    """Another process holds the folder: the same work is under way."""
 
 
 def identity(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from outlie.errors import UserError
 from outlie.results import kinds, ood_table, teacher_student
 from outlie.results.segmentation_words import segmentation_in_words
-from outlie.results.words import bracket, large, ms, percent, seconds
+from outlie.results.words import bracket, large, last_line, ms, percent, seconds
 
 # What a metric says, beside its key.
 MEANING = {
@@ -56,7 +56,7 @@ def render(result: Mapping[str, Any], run_dir: Path, console: Console | None = N
     console.print()
     console.print(_title(result))
     if result.get("status") == "failed":
-        reason = (result.get("error") or "no reason was recorded").strip().splitlines()[-1]  # the end of a traceback
+        reason = last_line(result.get("error")) or "no reason was recorded"
         console.print(Text(f"failed: {reason}", style="bold red"))
     several = len(result.get("protocols") or {}) > 1
     if several:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from outlie.data.absent import absent
 from outlie.errors import UserError
 from outlie.results import store
 from outlie.results.table import Line, Metric, Table
+from outlie.results.words import last_line
 from outlie.sweeps import cells as sweep_cells
 from outlie.sweeps.cells import Cell
 
@@ -142,19 +142,15 @@ def _state(metric: Metric, row: Line, column: Line, cell: Cell, here: _Data) -> 
 def read(folder: Path) -> tuple[dict[str, Any] | None, str, str]:
     """(result, status, why): the result only of a run that is done, of a schema that we read."""
     try:
-        text = (folder / "result.json").read_text(encoding="utf-8")
-    except OSError:
-        return None, MISSING, ""
-    try:
-        result = json.loads(text)
-        schema, status = result["schema"], result["status"]
-    except (ValueError, TypeError, KeyError):
+        result = store.read_result(folder)
+    except UserError as error:
+        return None, OTHER, str(error)
+    if result is None:
+        if not (folder / "result.json").exists():
+            return None, MISSING, ""
         return None, TRUNCATED, f"{folder / 'result.json'} is not whole; it counts as missing"
-    if schema != store.SCHEMA:
-        return None, OTHER, f"{folder} is of schema {schema}, this version reads {store.SCHEMA}: force=true computes it"
-    if status != "done":
-        error = (str(result.get("error") or "").strip().splitlines() or ["no reason was recorded"])[-1]
-        return None, FAILED, error
+    if result["status"] != "done":
+        return None, FAILED, last_line(result.get("error")) or "no reason was recorded"
     return result, DONE, ""
 
 

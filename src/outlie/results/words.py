@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and errors as people read them."""
 
 from typing import Any
 
@@ -37,3 +37,8 @@ def large(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {prefix}"
     return f"{number:.0f} "
+
+
+def last_line(text: str | None) -> str:
+    """The last line that says something, which of a traceback is the reason; '' where there is none."""
+    return ([line.strip() for line in (text or "").splitlines() if line.strip()] or [""])[-1]

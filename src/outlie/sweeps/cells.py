@@ -204,8 +204,7 @@ class _Composer:
         try:
             return compose.composed(self.command, list(words), self.config_dirs, self.config_file)
         except UserError as error:
-            first, *several = str(error).split("\n  - ")
-            self.problems += several or [first]
+            self.problems += compose.problems_of(error)
             return None
 
     def _cell(self, words: tuple[str, ...], config: dict[str, Any], part: str | None) -> Cell:

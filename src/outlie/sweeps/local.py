@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from outlie.options import PositiveFloat, PositiveInt
+from outlie.results.words import last_line
 from outlie.sweeps.cells import Cell, Event, Tell
 
 BUSY_S = 0.5  # before a cell that another process is at is tried again
@@ -176,12 +177,12 @@ class Process:
         """Why it died; and a new one."""
         code = self._process.wait()
         self._said.seek(0)
-        words = self._said.read().decode(errors="replace").strip().splitlines()
+        words = last_line(self._said.read().decode(errors="replace"))
         self.end()
         self._start()
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         hint = " (signal 9 is often a lack of memory: fewer launcher.jobs)" if code == -9 else ""
-        return f"the process that computed it {how}{hint}" + (f"; its last words: {words[-1]}" if words else "")
+        return f"the process that computed it {how}{hint}" + (f"; its last words: {words}" if words else "")
 
     def end(self) -> None:
         """Leave nothing behind."""

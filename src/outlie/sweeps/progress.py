@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from outlie.results.words import seconds
+from outlie.results.words import last_line, seconds
 from outlie.sweeps.cells import Cell, Event
 
 QUIET_SECONDS = 10.0  # without a terminal, a line at most so often
@@ -75,8 +75,7 @@ class Progress:
 
     def _failure(self, event: Event) -> None:
         self.failed += 1
-        words = event.error.strip().splitlines()
-        reason = words[-1] if words else "no reason was given"
+        reason = last_line(event.error) or "no reason was given"
         self.console.print(Text(f"failed    {event.cell.name}: {reason}", "red"), soft_wrap=True)
 
     def line(self) -> str:

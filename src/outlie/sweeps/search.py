@@ -113,8 +113,7 @@ def planned(
         try:
             ends.append(sweep_cells.expand(corner, config_dirs, command, config_file))
         except UserError as error:
-            first, *several = str(error).split("\n  - ")
-            problems += several or [first]
+            problems += compose.problems_of(error)
     pruned = options.pruner == "asha"
     problems += [text for some in ends for text in objective.check(objectives, some[0].config, pruned)]
     if pruned:

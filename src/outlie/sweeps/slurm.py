@@ -16,6 +16,7 @@ from typing import Any, Literal
 from outlie.errors import UserError
 from outlie.options import NonNegativeInt, PositiveFloat, PositiveInt
 from outlie.results import store
+from outlie.results.words import last_line
 from outlie.sweeps import chunk, local, runner
 from outlie.sweeps.cells import Cell, Event, Tell
 
@@ -127,8 +128,8 @@ class Slurm:
         try:
             submitted = executor.submit_array(asked)
         except (RuntimeError, OSError) as error:
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"the jobs were not taken: {said[-1]}; see launcher.partition, account and qos") from error
+            said = last_line(str(error)) or type(error).__name__
+            raise UserError(f"the jobs were not taken: {said}; see launcher.partition, account and qos") from error
         return [Job(cells, report, one) for cells, report, one in zip(chunks, reports, submitted)]
 
 
@@ -156,10 +157,10 @@ class Job:
     def last_words(self) -> str:
         """The last line of its error log."""
         try:
-            lines = (self.submitted.stderr() or "").strip().splitlines()
+            words = last_line(self.submitted.stderr())
         except OSError:
-            lines = []
-        return f"; its last words: {lines[-1]}" if lines else f"; its logs are {self.submitted.paths.stderr.parent}"
+            words = ""
+        return f"; its last words: {words}" if words else f"; its logs are {self.submitted.paths.stderr.parent}"
 
 
 class Left:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from outlie.errors import UserError
 from outlie.results import store
-from outlie.results.words import seconds
+from outlie.results.words import last_line, seconds
 from outlie.sweeps.cells import Cell, Event, varying
 
 LINES = 40  # settings on the screen
@@ -38,10 +38,8 @@ def show(ended: Mapping[Path, Event], folder: Path, console: Console | None = No
         console.print(Text(f"the best {LINES} of {len(rows)} settings; all of them in cells.csv", style="dim"))
     failed = [event for event in ended.values() if event.what == "failed"]
     for event in failed[:LINES]:
-        words = event.error.strip().splitlines()
-        console.print(
-            Text(f"failed: {event.cell.name}: {words[-1] if words else ''}", style="bold red"), soft_wrap=True
-        )
+        line = f"failed: {event.cell.name}: {last_line(event.error)}"
+        console.print(Text(line, style="bold red"), soft_wrap=True)
     count = {what: sum(event.what == what for event in ended.values()) for what in ("found", "done", "failed")}
     spent = sum(event.cpu_s for event in ended.values())
     said = [f"{count['found']} found", f"{count['done']} computed", f"{count['failed']} failed"]

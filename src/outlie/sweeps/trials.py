@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from outlie.errors import UserError
 from outlie.results import store
+from outlie.results.words import last_line
 from outlie.sweeps import objective, pruning, runner
 from outlie.sweeps.cells import Cell, Event
 from outlie.sweeps.local import Local, Queue
@@ -207,7 +208,7 @@ class Asked(Queue):
         """The trial has no number; where none has one, ask for no more."""
         self.trials[number].set_user_attr("error", error)
         ended = self.study.tell(number, state=TrialState.FAIL)
-        self.said(ended, f"failed: {(error.strip().splitlines() or ['no reason was given'])[-1]}", 0.0)
+        self.said(ended, f"failed: {last_line(error) or 'no reason was given'}", 0.0)
         states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
         if states.count(TrialState.FAIL) >= HOPELESS and not any(state in ENDED for state in states):
             self.budget = 0

@@ -70,8 +70,7 @@ def compute(
     Args:
         together: configs of cells that differ in the seed only, this one among them: their training comes first.
     """
-    from outlie.errors import UserError
-    from outlie.results.store import BusyError
+    from outlie.errors import BusyError, UserError
 
     wall, cpu = time.perf_counter(), time.process_time()
     status, error = "done", ""
@@ -104,6 +103,7 @@ def _run(command: str, config: dict[str, Any], data: Data) -> None:
     from outlie.commands import distill, train
     from outlie.errors import UserError
     from outlie.results import store
+    from outlie.results.words import last_line
     from outlie.sweeps import pruning
 
     watch = pruning.watch(config.pop(pruning.KEY, None))
@@ -113,7 +113,7 @@ def _run(command: str, config: dict[str, Any], data: Data) -> None:
     if distributed.wanted(options) > 1:  # processes of its own
         if train.main(hydra_route.frozen(config)):
             error = (store.read_result(store.run_folder(config)) or {}).get("error")
-            raise UserError((error or "a process of it failed").strip().splitlines()[-1])
+            raise UserError(last_line(error) or "a process of it failed")
         return
     torch.set_num_threads(options.threads or data.threads)
     train.run_cell(config, options, config["allow"], data.load, alone=False, watch=watch)
