@@ -212,6 +212,13 @@ def test_the_leak_stands_beside(stored):
     assert view.entries["wine", "KNN"].leak == pytest.approx(6.0)
     assert table_text.leak_lines(view)[1:] == [["wine", "93.00 (+6.00)"], ["mean leak", "+6.00"]]
     assert "93.00 (+6.00)" in table_text.markdown(view)
+    wide = view.table.columns[0]._replace(name="A_Column_Of_20_Signs")
+    named = dataclasses.replace(view, table=dataclasses.replace(view.table, columns=(wide,)), ranked=([], []))
+    named.entries = {(e.row, wide.name): e for e in view.entries.values() if e.column == "KNN"}
+    out = io.StringIO()
+    table_terminal.render(named, Console(file=out, width=80))
+    line = next(line for line in out.getvalue().splitlines() if line.startswith(wide.name) and "of" in line)
+    assert line.split() == " ".join(table_text.column_lines(named)[1]).split() and line.endswith(" +6.00")
 
 
 def test_ranks_and_means_over_what_both_have(toy):

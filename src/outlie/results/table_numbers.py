@@ -70,6 +70,8 @@ class Column(NamedTuple):
     published: float
     our_rank: float  # over the rows that all ranked columns have; nan = not ranked
     published_rank: float
+    seeds: str  # of ours: '5', '1 to 3'
+    leak: float  # mean over the leaking rows of ours less ours without the leak
 
 
 @dataclass
@@ -162,9 +164,12 @@ def columns(found: View) -> dict[str, Column]:
     for c in found.columns:
         known = [e for r in found.rows if (e := found.entries[r, c]).inside is not None]
         mean = {of: float(np.mean([getattr(e, of).mean for e in known])) if known else nan for of in ranks}
+        leaks = [e.leak for r in found.rows if isfinite((e := found.entries[r, c]).leak)]
+        seeds = _span(e.ours.seeds for r in found.rows if (e := found.entries[r, c]).has_ours)
         result[c] = Column(
             sum(bool(e.inside) for e in known), len(known), mean["ours"], mean["published"],
-            float(ranks["ours"].get(c, nan)), float(ranks["published"].get(c, nan)),
+            float(ranks["ours"].get(c, nan)), float(ranks["published"].get(c, nan)), seeds,
+            float(np.mean(leaks)) if leaks else nan,
         )  # fmt: skip
     return result
 

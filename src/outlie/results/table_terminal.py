@@ -27,9 +27,10 @@ def render(view: View, console: Console | None = None) -> None:
     if of_columns := table_text.column_lines(view):
         console.print(_lines(of_columns))
     if leak := table_text.leak_lines(view):
-        console.print(Text(table_text.leak_title(view)))
-        for start in range(1, len(leak[0]), table_text.LEAK_COLUMNS):
-            console.print(_lines([[line[0], *line[start : start + table_text.LEAK_COLUMNS]] for line in leak]))
+        few = len(leak[0]) <= 1 + table_text.LEAK_COLUMNS  # row by row, many columns fill screens
+        console.print(Text(table_text.leak_title(view) + ("" if few else " Row by row in the stored files.")))
+        if few:
+            console.print(_lines(leak))
     for line in table_numbers.in_words(view):
         console.print(Text(line))
     console.print()
@@ -90,9 +91,10 @@ def _styled(entry: Entry, place: int | None) -> Text:
 
 
 def _lines(lines: list[list[str]]) -> Grid:
-    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0))
-    for i, head in enumerate(lines[0]):
-        grid.add_column(head, justify="right" if i else "left", overflow="fold")
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, head in enumerate(lines[0]):  # where it is narrow, the words above a column fold, not what is in it
+        widest = max(len(line[i]) for line in lines[1:])
+        grid.add_column(head, justify="right" if i else "left", min_width=widest, no_wrap=not i)
     for line in lines[1:]:
         grid.add_row(*(Text(cell) for cell in line))
     return grid

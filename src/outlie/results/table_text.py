@@ -48,25 +48,20 @@ def legend(view: View, between: str = ",") -> str:
     return f"ours ± std{theirs if published else ''}; best of a row bold, second underlined"
 
 
-def _rank(rank: float) -> str:
-    return f"{rank:.2f}" if isfinite(rank) else ""
-
-
 def _mean(mean: float) -> str:
     return f"{mean:.2f}" if isfinite(mean) else ""
 
 
 def column_lines(view: View) -> list[list[str]]:
-    """Header and one line a column of ours: inside, means over rows that both have, average ranks; [] for none."""
-    lines = [["column", "inside", "rows of both", "mean ours", "mean published", "rank ours", "rank published"]]
+    """Header and one line a column of ours: inside, seeds, means over rows that both have, ranks, leak; [] for none."""
+    leak = ["mean leak"] if view.leaking else []
+    lines = [["column", "inside", "seeds", "mean ours", "mean theirs", "rank ours", "rank theirs", *leak]]
     for name, one in table_numbers.columns(view).items():
         if not any(view.entries[row, name].has_ours for row in view.rows):
             continue
         inside = f"{one.inside} of {one.compared}" if one.compared else ""
-        both = str(one.compared) if one.compared else ""
-        lines.append(
-            [name, inside, both, _mean(one.ours), _mean(one.published), _rank(one.our_rank), _rank(one.published_rank)]
-        )
+        means = [_mean(one.ours), _mean(one.published), _mean(one.our_rank), _mean(one.published_rank)]
+        lines.append([name, inside, one.seeds, *means, *([signed(one.leak)] if leak else [])])
     return lines if len(lines) > 1 else []
 
 
@@ -79,8 +74,8 @@ def leak_lines(view: View) -> list[list[str]]:
     for row in view.leaking:
         entries = [view.entries[row, c] for c in columns]
         lines.append([row, *(shown(e.leak_free) + (f" ({signed(e.leak)})" if e.has_ours else "") for e in entries)])
-    means = [[e.leak for r in view.leaking if isfinite((e := view.entries[r, c]).leak)] for c in columns]
-    lines.append(["mean leak", *(signed(sum(values) / len(values)) if values else "" for values in means)])
+    of_columns = table_numbers.columns(view)
+    lines.append(["mean leak", *(signed(of_columns[c].leak) for c in columns)])
     return lines
 
 
