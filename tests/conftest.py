@@ -1,6 +1,7 @@
 """Real data for the tests: OUTLIE_DATA, by default ../shared/data beside the repository when it is there."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 _BESIDE = Path(__file__).parents[2] / "shared" / "data"
 if "OUTLIE_DATA" not in os.environ and _BESIDE.is_dir():
     os.environ["OUTLIE_DATA"] = str(_BESIDE)
+
+# `make test &` in a script starts us deaf to Ctrl-C, and so every program that a test starts and interrupts
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
