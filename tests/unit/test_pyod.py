@@ -145,6 +145,28 @@ def test_cblof_tries_other_numbers_of_clusters(monkeypatch):
     assert tried == [8, 4, 12, 20]
 
 
+def test_cblof_takes_the_best_of_ten_starts():
+    from pyod.models.cblof import CBLOF
+    from sklearn.cluster import KMeans
+
+    g = torch.Generator().manual_seed(0)
+    centres = 3 * torch.randn(12, DIM, generator=g)
+    train, test = (centres.repeat_interleave(torch.arange(12) * n, 0) for n in (8, 2))
+    train, test = (x + torch.randn(x.shape, generator=g) for x in (train, test))
+    detector = build("cblof")
+    detector.setup(Spec({"features": (DIM,)}, seed=1))
+    detector.fit(Views(features=train))
+    scores = {}
+    for starts in (1, 10):
+        clusters = KMeans(8, n_init=starts, random_state=1)
+        theirs = CBLOF(clustering_estimator=clusters, random_state=1).fit(train.double().numpy())
+        scores[starts] = theirs.decision_function(test.double().numpy())
+    np.testing.assert_allclose(detector.score(Views(features=test)), scores[10], rtol=1e-6)
+    assert not np.allclose(scores[1], scores[10], rtol=1e-6)
+    with pytest.raises(UserError, match="unknown option of HBOS 'n_init'"):
+        PyOD("pyod.models.hbos.HBOS", {"n_init": 3}).setup(Spec({"features": (DIM,)}, seed=1))
+
+
 class BatchMean:
     """Subtracts the mean of the scored batch."""
 

@@ -18,6 +18,7 @@ from outlie.detectors.base import Detector, Spec, Views
 from outlie.errors import UserError, unknown
 
 CHUNK = 10_000  # rows scored at once: DIF holds a dense rows x tree-nodes matrix
+CBLOF = "pyod.models.cblof.CBLOF"
 CBLOF_CLUSTERS = (4, 12, 20)  # tried in turn where the asked number gives no large / small split
 
 
@@ -147,12 +148,15 @@ class PyOD(Detector):
         if not hasattr(found, name):
             raise UserError(unknown("PyOD class", name, [n for n, _ in inspect.getmembers(found, inspect.isclass)]))
         cls = getattr(found, name)
-        accepted = set(inspect.signature(cls).parameters)
+        accepted = set(inspect.signature(cls).parameters) | ({"n_init"} if self.model == CBLOF else set())
         for key in self.options:
             if key not in accepted:
                 raise UserError(unknown(f"option of {name}", key, accepted))
         added = {"random_state": self.seed % 2**32, "n_features": dim}
-        return cls(**{k: v for k, v in added.items() if k in accepted} | self.options | changes)
+        given = {k: v for k, v in added.items() if k in accepted} | self.options | changes
+        if self.model == CBLOF and "n_init" in given:
+            given["clustering_estimator"] = kmeans(given.get("n_clusters", 8), given.pop("n_init"), self.seed)
+        return cls(**given)
 
     def _refit(self) -> None:
         rows = numpy64(self.train_features)
@@ -170,7 +174,7 @@ class PyOD(Detector):
 
     def _fit_model(self, rows: np.ndarray) -> Any:
         attempts: list[dict[str, int]] = [{}]
-        if self.model == "pyod.models.cblof.CBLOF":
+        if self.model == CBLOF:
             attempts += [{"n_clusters": k} for k in CBLOF_CLUSTERS if k < len(rows)]
         failure: ValueError | None = None
         for attempt in attempts:
@@ -192,6 +196,13 @@ class PyOD(Detector):
         # most rows, not one: a row on the edge of two leaves may fall to either side by rounding
         if not np.isclose(together, alone, rtol=1e-4, atol=1e-6, equal_nan=True).mean() > 0.5:
             raise UserError(f"{self.model} scores a row differently alone and in a batch, so its numbers mean nothing")
+
+
+def kmeans(clusters: int, starts: int, seed: int) -> Any:
+    """The best of several starts; PyOD leaves their number to scikit-learn: 10 before its 1.4, 1 since."""
+    from sklearn.cluster import KMeans
+
+    return KMeans(clusters, n_init=starts, random_state=seed % 2**32)
 
 
 def numpy64(features: Tensor) -> np.ndarray:
