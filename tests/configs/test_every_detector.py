@@ -207,7 +207,7 @@ PAPER = {
     "pixel_dte_c/paper": RELEASED
     | {"T": 400, "drift": False, "bins": 7, "loss": "double_softmax", "score_by": "mean"}
     | {"divide": 0.5, "depth": 50, "width": 64, "stem": "imagenet"},
-    "dte_ig/paper": RELEASED | TIME | {"score_by": "raw"},
+    "dte_ig/paper": RELEASED | TIME | {"score_by": "beta"},
     # specification of classical baselines, and what DTE's released code does besides
     "icl/paper": {"window": None, "hidden": 200, "temperature": 0.1, "enough": None, "epochs": 2000, "min_steps": 0}
     | {"batch_size": 3000, "lr": 1e-3},
@@ -232,8 +232,9 @@ PAPER = {
 }
 
 
-# published settings that are the defaults
+# published settings that are the defaults, or those of a code that made no table
 SAME = {
+    "dte_ig/released": RELEASED | TIME | {"score_by": "raw"},
     "goad": {"maps": 256, "map_dim": 32, "width": 8, "margin": 1, "triplet": 0.1, "eps": 0, "epochs": 1}
     | {"batch_size": 64, "lr": 1e-3},
     "slad": {"groups": 20, "group_size": 10, "sizes": 50, "subspace_dim": 128, "width": 100, "magnify": 200}

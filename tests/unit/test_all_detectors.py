@@ -264,7 +264,7 @@ def learnt(name: str) -> Detector:
 def auroc(name: str, result: torch.Tensor) -> float:
     value = float(roc_auc_score(np.repeat([0, 1], [ID, OOD]), result))
     # DTE-IG as released scores the signed output, whose sign is that of the initialisation (specification, section 6)
-    return max(value, 1 - value) if name == "dte_ig/paper" else value
+    return max(value, 1 - value) if name == "dte_ig/released" else value
 
 
 def scores(detector: Detector, on: Ground, rows: Rows | None = None) -> torch.Tensor:
