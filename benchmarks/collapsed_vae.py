@@ -9,12 +9,11 @@ AUROC of that norm, without any network, beside the published mean; five seeds. 
 
 import csv
 import statistics
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
-from transductive import DATASETS
+from transductive import DATASETS, published
 
 from outlie.data.adbench import ADBench
 from outlie.metrics.ranking import auroc
@@ -36,14 +35,10 @@ def main() -> None:
     """Measure, print, store."""
     rows = []
     for protocol in ("dte_semi", "dte_unsup"):
-        known = {}
-        name = f"dte_adbench_{protocol.removeprefix('dte_')}_aucroc.csv"
-        with files("outlie.results").joinpath("published", name).open(encoding="utf-8") as lines:
-            for line in csv.DictReader(lines):
-                known[line["dataset"].lower(), line["method"]] = float(line["mean"]), float(line["std"])
+        known = published(protocol)
         for dataset in sorted((*DATASETS, "internetads", "mnist")):
             found = [distance_to_mean(dataset, protocol, seed) for seed in range(SEEDS)]
-            mean, (theirs, std) = statistics.fmean(found), known[dataset, "VAE"]
+            mean, (theirs, std) = statistics.fmean(found), known[dataset, "vae"]
             rows.append(
                 {
                     "protocol": protocol,

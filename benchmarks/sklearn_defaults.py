@@ -9,7 +9,6 @@ AUROC of both ways beside the published mean; five seeds. The csv beside it is t
 
 import csv
 import statistics
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from scipy.spatial.distance import cdist
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.extmath import svd_flip
-from transductive import DATASETS
+from transductive import DATASETS, published
 
 from outlie.data.adbench import ADBench
 from outlie.detectors.base import Spec, Views
@@ -50,11 +49,7 @@ def main() -> None:
     """Measure, print, store."""
     rows = []
     for protocol in ("dte_semi", "dte_unsup"):
-        known = {}
-        name = f"dte_adbench_{protocol.removeprefix('dte_')}_aucroc.csv"
-        with files("outlie.results").joinpath("published", name).open(encoding="utf-8") as lines:
-            for line in csv.DictReader(lines):
-                known[line["dataset"].lower(), line["method"]] = line["mean"], line["std"]
+        known = published(protocol)
         for dataset in DATASETS:
             found: dict[tuple[str, bool], list[float]] = {}
             for seed in range(SEEDS):
@@ -72,7 +67,7 @@ def main() -> None:
                 for now, when in ((True, "now"), (False, "then")):
                     row[f"{when}_mean"] = f"{statistics.fmean(found[detector, now]):.2f}"
                     row[f"{when}_std"] = f"{statistics.stdev(found[detector, now]):.2f}"
-                row["published_mean"], row["published_std"] = known[dataset, detector.upper()]
+                row["published_mean"], row["published_std"] = known[dataset, detector]
                 rows.append(row)
                 print(row)
     with store.whole(Path(__file__).with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
