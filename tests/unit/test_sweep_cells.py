@@ -10,8 +10,8 @@ from outlie import catalog, compose
 from outlie.commands import sweep
 from outlie.errors import UserError
 from outlie.results import store
-from outlie.sweeps import dataset_groups
-from outlie.sweeps.cells import Event, expand, product, values
+from outlie.sweeps import dataset_groups, summary
+from outlie.sweeps.cells import Cell, Event, expand, product, values
 from outlie.sweeps.progress import Progress
 
 WHERE = catalog.roots()
@@ -146,3 +146,17 @@ def test_the_runs_of_a_sweep_are_a_group_of_wandb_unless_the_user_names_one():
     assert sweep.grouped(own, "train-0123456789").config["logger"]["group"] == "mine"
     (plain,) = expand(["detector=knn"])
     assert sweep.grouped(plain, "train-0123456789") == plain
+
+
+def test_a_collections_name_stands_once_in_the_head_of_a_narrow_summary(tmp_path):
+    datasets, detectors = ("adbench/internetads", "adbench/cardiotocography"), ("dte_c/paper", "knn")
+    cells = [
+        Cell((f"detector={detector}", f"dataset={dataset}"), {"seed": 0}, tmp_path / f"{i}{j}")
+        for i, detector in enumerate(detectors)
+        for j, dataset in enumerate(datasets)
+    ]
+    screen = Console(width=80, file=io.StringIO())
+    summary.show({cell.folder: Event(cell, "found") for cell in cells}, tmp_path, screen)
+    lines = screen.file.getvalue().splitlines()
+    assert sum("adbench/" in line for line in lines[:-1]) == 1
+    assert sum("dte_c/paper" in line and "cardiotocography" in line for line in lines) == 1

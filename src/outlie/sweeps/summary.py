@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,12 @@ def number(result: dict[str, Any] | None, name: str) -> float | None:
 def _table(rows: list[tuple[tuple[str, ...], dict[str, list[float]]]], keys: list[str]) -> Table:
     shown = [key for key in keys if key not in ("seed", "dataset.part")]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for key in shown or ["run"]:
-        table.add_column(key, overflow="fold")
+    # datasets of one collection fit on a narrow screen without its name, which stands in the head
+    folders = [common_folder(column) for column in zip(*(values for values, _ in rows), strict=True)]
+    for key, folder in zip(shown, folders, strict=True):
+        table.add_column(f"{key}\n{folder}" if folder else key, overflow="fold")
+    if not shown:
+        table.add_column("run")
     table.add_column("seeds", justify="right")
     for name in METRICS:
         table.add_column(HEADS[name], justify="right")
@@ -97,8 +101,15 @@ def _table(rows: list[tuple[tuple[str, ...], dict[str, list[float]]]], keys: lis
             Text(in_words(numbers[name]), style="bold" if _mean(numbers[name]) == best[name] else "")
             for name in METRICS
         ]
-        table.add_row(*(row or ("all",)), str(max(len(values) for values in numbers.values())), *texts)
+        names = [value.removeprefix(folder) for value, folder in zip(row, folders, strict=True)]
+        table.add_row(*(names or ["all"]), str(max(len(values) for values in numbers.values())), *texts)
     return table
+
+
+def common_folder(values: Collection[str]) -> str:
+    """'adbench/' of 'adbench/wine' and 'adbench/cardio'; '' of values that share none."""
+    folders = {folder + slash for folder, slash, _ in (value.rpartition("/") for value in values)}
+    return folders.pop() if len(folders) == 1 else ""
 
 
 def _mean(values: list[float]) -> float:
