@@ -29,8 +29,8 @@ class Progress:
         self.total = self.found = self.done = self.failed = 0
         self.running: dict[Path | str, tuple[str, float]] = {}  # folder, or a search's trial -> name, since when
         self.most = 1  # cells at once
-        self.took: dict[str, list[float]] = defaultdict(list)  # detector -> seconds of a cell
-        self.left: dict[str, int] = defaultdict(int)  # detector -> cells
+        self.took: dict[str, list[float]] = defaultdict(list)  # detector and dataset -> seconds of a cell
+        self.left: dict[str, int] = defaultdict(int)  # detector and dataset -> cells
         self._began = self._said = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -88,7 +88,7 @@ class Progress:
         return ", ".join(parts)
 
     def remaining(self) -> float | None:
-        """Seconds, by the mean time of each detector's cells so far; None before anything is known."""
+        """Seconds, by the mean time so far of cells of the same detector and dataset; None before anything is known."""
         every = [one for took in self.took.values() for one in took]
         if not every:
             return None
