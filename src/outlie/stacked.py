@@ -27,7 +27,7 @@ from outlie import distributed
 from outlie.batches import Batches, epoch_seed
 from outlie.detectors.base import Detector, Views
 from outlie.detectors.training import Recipe
-from outlie.stages import step_flops, threads
+from outlie.stages import step_flops, training_steps
 from outlie.trainer import Options
 
 NOISE = (torch.rand, torch.randn, torch.randint)  # how a loss draws, besides dropout; vmap refuses any other draw
@@ -251,7 +251,7 @@ def train_together(
         wall, cpu = time.perf_counter(), time.process_time()
         noise, dropout = streams(training, device), streams(training, device)
         losses_ST = torch.zeros(len(training), steps, device=device)
-        with threads(step_flops(detectors[0], views[0])):
+        with training_steps(step_flops(detectors[0], views[0])):
             for step, parts in enumerate(zip(*(batches[i] for i in training), strict=True)):
                 if recipe.decay_lr:
                     for group in stack.optimizer.param_groups:

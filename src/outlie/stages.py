@@ -25,6 +25,7 @@ from outlie.trainer import Options
 
 ROWS_AT_ONCE = 1024  # of one forward pass: on a CPU four times as many leave the cache and take twice as long
 PIXELS_AT_ONCE = 2**22
+SMALL_FLOPS = 1e9  # a step below is one thread's
 QUIET_SECONDS = 30.0  # without a bar, a training says where it is at most so often
 
 
@@ -92,11 +93,26 @@ def threads(flops: float) -> Iterator[None]:
     Measured on 2 loaded cores: a DDPM step of 64 rows took 145 CPU ms with two threads, 5 ms with one.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if flops < 1e9 else before)
+    torch.set_num_threads(1 if flops < SMALL_FLOPS else before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def training_steps(flops: float) -> Iterator[None]:
+    """`threads`, and numbers below 1e-38 are 0 in the steps of one thread (the mode is the calling thread's alone).
+
+    Weight decay halves the weights of a dead unit without end, and a CPU takes a hundred times longer over a denormal
+    number: late steps of `dte_c/paper` cost seven times the first ones (benchmarks/denormal.py).
+    """
+    with threads(flops):
+        torch.set_flush_denormal(flops < SMALL_FLOPS)
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(False)
 
 
 @torch.no_grad()
@@ -152,7 +168,7 @@ def train(
     elif hasattr(module, "prepare"):
         module.prepare(views)
     try:
-        with threads(step_flops(module, views)):
+        with training_steps(step_flops(module, views)):
             trainer.fit(loop, ckpt_path=state if state.exists() else None, weights_only=True)
     except SystemExit as exit:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from exit

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from outlie import stages
 from outlie.backbones.training import ClassifierRecipe
@@ -302,6 +302,27 @@ def test_small_steps_take_one_thread_and_give_the_others_back():
     with stages.threads(1e12):
         assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+class Dead(Probe):
+    """Tells what half of the smallest normal number is while it trains."""
+
+    def loss(self, views: Views, generator: torch.Generator) -> Tensor:
+        self.halved = float(torch.tensor(2.0**-126) * 0.5)
+        loss = super().loss(views, generator)
+        loss.register_hook(lambda gradient: setattr(self, "in_backward", float(torch.tensor(2.0**-126) * 0.5)))
+        return loss
+
+
+def test_a_small_training_flushes_denormal_numbers_and_nothing_after_it_does(tmp_path):
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this CPU cannot flush denormal numbers")
+    module = Dead()
+    trained(module, tmp_path)
+    assert module.halved == module.in_backward == 0
+    assert float(torch.tensor(2.0**-126) * 0.5) == 2.0**-127
+    with stages.training_steps(1e12):  # its other threads would keep them
+        assert float(torch.tensor(2.0**-126) * 0.5) == 2.0**-127
 
 
 def test_scores_come_in_order_whatever_the_batch():
