@@ -7,17 +7,15 @@ has collapsed answers with the mean of the training rows, and the score, its err
 AUROC of that norm, without any network, beside the published mean; five seeds. The csv beside it is the result.
 """
 
-import csv
 import statistics
-from pathlib import Path
 
 import numpy as np
+import stored
 from sklearn.preprocessing import StandardScaler
 from transductive import DATASETS, published
 
 from outlie.data.adbench import ADBench
 from outlie.metrics.ranking import auroc
-from outlie.results import store
 
 SEEDS = 5
 
@@ -50,10 +48,7 @@ def main() -> None:
                 }
             )
             print(rows[-1])
-    with store.whole(Path(__file__).with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    stored.table(__file__, rows)
 
 
 if __name__ == "__main__":

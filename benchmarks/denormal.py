@@ -7,7 +7,6 @@ ended below 1e-38 and are not 0. The two are equal until such a weight matters, 
 so AUROC is given for both, seed by seed. The csv beside it is the result.
 """
 
-import csv
 import os
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import stored
 import torch
 
 from outlie import compose, stages
@@ -24,7 +24,6 @@ from outlie.build import build
 from outlie.data.adbench import ADBench
 from outlie.detectors.base import Detector, Spec, set_up
 from outlie.metrics.ranking import auroc
-from outlie.results import store
 from outlie.trainer import Options
 
 CELLS = [("dte_c/paper", "cardio"), ("dte_c/paper", "thyroid"), ("dte_ig/paper", "cardio"), ("diffusion/paper", "wine")]
@@ -78,10 +77,7 @@ def main() -> None:
             row["train_ratio"] = round(zero["train_cpu_s"] / kept["train_cpu_s"], 3)
             rows.append(row)
             print(row, flush=True)
-    with store.whole(Path(__file__).with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    stored.table(__file__, rows)
 
 
 if __name__ == "__main__":

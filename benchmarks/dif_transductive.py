@@ -7,18 +7,16 @@ scale. AUROC in per cent of seed 0's one-class split, DIF's own seed 42; ours ar
 code's one network with 50 weightings is not rebuilt here. The csv beside this file is the result.
 """
 
-import csv
 import warnings
-from pathlib import Path
 from unittest import mock
 
+import stored
 from pyod.models.dif import DIF
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from transductive import published
 
 from outlie.data.adbench import ADBench
 from outlie.metrics.ranking import auroc
-from outlie.results import store
 
 DATASETS = ("breastw", "cardio", "letter", "spambase", "thyroid")
 
@@ -42,10 +40,7 @@ def main() -> None:
         row = {"dataset": dataset, **{name: round(100 * value, 2) for name, value in scores.items()}}
         rows.append(row | {"published": mean, "published_std": std})
         print(rows[-1], flush=True)
-    with store.whole(Path(__file__).with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    stored.table(__file__, rows)
 
 
 if __name__ == "__main__":

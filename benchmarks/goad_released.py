@@ -7,11 +7,10 @@ throughout, and centres averaged over the batches of the last epoch while it sti
 published mean; ours are in dte_semi_cells.csv. The csv beside it is the result.
 """
 
-import csv
 import statistics
-from pathlib import Path
 
 import numpy as np
+import stored
 import torch
 import torch.nn.functional as F
 from sklearn.preprocessing import StandardScaler
@@ -21,7 +20,6 @@ from transductive import published
 from outlie.data.adbench import ADBench
 from outlie.detectors.goad import centre_triplet
 from outlie.metrics.ranking import auroc
-from outlie.results import store
 
 DATASETS = ("yeast", "thyroid", "glass", "pima")
 SEEDS = 2
@@ -82,10 +80,7 @@ def main() -> None:
             }
         )
         print(rows[-1], flush=True)
-    with store.whole(Path(__file__).with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    stored.table(__file__, rows)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ its scores on the training rows, since then by its own entries; PyOD's score, su
 AUROC of both ways beside the published mean; five seeds. The csv beside it is the result.
 """
 
-import csv
 import statistics
-from pathlib import Path
 
 import numpy as np
+import stored
 import torch
 from scipy.spatial.distance import cdist
 from sklearn.preprocessing import StandardScaler
@@ -22,7 +21,6 @@ from outlie.data.adbench import ADBench
 from outlie.detectors.base import Spec, Views
 from outlie.detectors.pyod import PyOD
 from outlie.metrics.ranking import auroc
-from outlie.results import store
 
 SEEDS = 5
 
@@ -70,10 +68,7 @@ def main() -> None:
                 row["published_mean"], row["published_std"] = known[dataset, detector]
                 rows.append(row)
                 print(row)
-    with store.whole(Path(__file__).with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    stored.table(__file__, rows)
 
 
 if __name__ == "__main__":

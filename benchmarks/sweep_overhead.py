@@ -7,13 +7,14 @@ command again. Overhead = CPU seconds of everything, less what the stages of the
 cost), divided by the cells; the imports of the one worker are shown apart. The csv beside it is the result.
 """
 
-import csv
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import stored
 
 from outlie.results import store
 
@@ -49,10 +50,7 @@ def main() -> None:
         "code_version": store.code_version(),
     }
     print(row)
-    with store.whole(Path(__file__).with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        writer.writeheader()
-        writer.writerow(row)
+    stored.table(__file__, [row])
 
 
 if __name__ == "__main__":

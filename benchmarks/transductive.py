@@ -9,8 +9,8 @@ of datasets below 1,000 rows, one of the others, whose split no seed touches. Th
 import csv
 import statistics
 from importlib.resources import files
-from pathlib import Path
 
+import stored
 from pyod.models.copod import COPOD
 from pyod.models.ecod import ECOD
 
@@ -18,7 +18,6 @@ from outlie.data.adbench import ADBench
 from outlie.detectors import ecod
 from outlie.detectors.base import Views
 from outlie.metrics.ranking import auroc
-from outlie.results import store
 
 DATASETS = (
     "annthyroid", "breastw", "cardio", "cardiotocography", "fault", "glass", "hepatitis", "ionosphere", "landsat",
@@ -62,10 +61,7 @@ def main() -> None:
             row |= {"published_mean": known[dataset, name][0], "published_std": known[dataset, name][1]}
             rows.append(row)
             print(row)
-    with store.whole(Path(__file__).with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
+    stored.table(__file__, rows)
 
 
 if __name__ == "__main__":

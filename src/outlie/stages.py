@@ -104,8 +104,8 @@ def threads(flops: float) -> Iterator[None]:
 def training_steps(flops: float) -> Iterator[None]:
     """`threads`, and numbers below 1e-38 are 0 in the steps of one thread (the mode is the calling thread's alone).
 
-    Weight decay halves the weights of a dead unit without end, and a CPU takes a hundred times longer over a denormal
-    number: late steps of `dte_c/paper` cost seven times the first ones (benchmarks/denormal.py).
+    Weight decay shrinks the weights of a dead unit without end, and a CPU is slow on denormal numbers: with them a
+    whole `dte_c/paper` training took up to 2.7 times the CPU seconds (benchmarks/denormal.csv).
     """
     with threads(flops):
         torch.set_flush_denormal(flops < SMALL_FLOPS)
